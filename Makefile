@@ -1,0 +1,58 @@
+# Each target is a thin call of what is below; every one does the set-up it needs.
+PYTHON ?= python3
+RUN := .venv/bin/
+
+# A sourced ROS or another environment must not mix with the one in .venv/.
+unexport PYTHONPATH PYTHONHOME AMENT_PREFIX_PATH CMAKE_PREFIX_PATH COLCON_PREFIX_PATH LD_LIBRARY_PATH ROS_DISTRO
+unexport VIRTUAL_ENV _ROS_WHEELS_BOOTSTRAP_COMPLETE
+
+.PHONY: help setup demo test test-fast test-train unit graph e2e bench lint format clean
+
+help:
+	@echo "make demo    set up if needed, then four episodes in simulation; the report lands in out/demo-*/"
+	@echo "make test    set up if needed, then lint and all tests (test-fast leaves the slow ones out)"
+	@echo "make test-train  adds torch, then the tests of training"
+	@echo "make bench   latency and throughput on this machine"
+	@echo "make lint    ruff and the import rules      make format  ruff format"
+	@echo "make setup   the set-up alone               make clean   remove everything that was made here"
+
+setup:
+	@$(PYTHON) ros_ws/bootstrap.py
+
+demo: setup
+	@$(RUN)vigil demo
+
+lint: setup
+	@$(RUN)ruff check .
+	@$(RUN)ruff format --check .
+	@$(RUN)lint-imports
+
+format: setup
+	@$(RUN)ruff check --fix .
+	@$(RUN)ruff format .
+
+unit graph e2e: setup
+	@$(RUN)pytest tests/$@
+
+test: lint
+	@$(RUN)pytest tests/unit
+	@$(RUN)pytest tests/graph
+	@$(RUN)pytest tests/e2e
+
+test-fast: lint
+	@$(RUN)pytest tests/unit
+	@$(RUN)pytest tests/graph
+	@$(RUN)pytest tests/e2e -m "not slow"
+
+# torch is not part of the set-up: nothing that runs on a robot needs it.
+test-train: setup
+	@$(RUN)python -m pip install --quiet --editable ".[train]"
+	@$(RUN)pytest tests/unit/test_train_*.py
+
+bench: setup
+	@for bench in tests/bench/bench_*.py; do echo "== $$bench"; $(RUN)python $$bench || exit 1; done
+
+clean:
+	rm -rf .venv ros_ws/build ros_ws/install ros_ws/log out .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	find ros_ws/src tests -name __pycache__ -prune -exec rm -rf {} +
+	rm -rf ros_ws/src/vigil/*.egg-info
