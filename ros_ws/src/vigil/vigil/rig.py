@@ -1,0 +1,333 @@
+"""One description of a rig, read from ``launch/rigs/NAME.yaml`` and validated before any node starts.
+
+Errors name the file, the line, the value that was passed and the fix.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from vigil.errors import VigilError
+
+M = TypeVar("M", bound=BaseModel)
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class Strict(BaseModel):
+    """Unknown keys are errors: a misspelt limit must not be ignored."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class JointLimits(Strict):
+    """Limits of one joint; SI units (rad, or m for a gripper)."""
+
+    lower: Finite
+    upper: Finite
+    velocity: Positive
+    acceleration: Positive
+    jerk: Positive
+
+    @model_validator(mode="after")
+    def _ordered(self) -> JointLimits:
+        if self.lower >= self.upper:
+            raise ValueError(f"lower ({self.lower}) must be less than upper ({self.upper})")
+        return self
+
+
+class GripperConfig(Strict):
+    """A gripper: one more column of every action, opening width in m."""
+
+    name: Name
+    controller: Name
+    limits: JointLimits
+
+
+class ArmConfig(Strict):
+    """One arm, its limits, and the ros2_control controller that moves it."""
+
+    name: Name
+    kinematics: Literal["franka"]
+    tool_offset: tuple[Finite, Finite, Finite] = Field(
+        description="gripper's pinch point in the flange frame [m]"
+    )
+    controller_type: Literal["joint_trajectory", "forward_position"]
+    controller: Name
+    joints: dict[str, JointLimits] = Field(min_length=1)
+    gripper: GripperConfig
+    home: dict[str, Finite]
+    control_rate: Annotated[float, Field(ge=10, le=1000)] = 100.0
+
+    @model_validator(mode="after")
+    def _home_is_reachable(self) -> ArmConfig:
+        limits = {**self.joints, self.gripper.name: self.gripper.limits}
+        if set(self.home) != set(limits):
+            raise ValueError(
+                f"home names {sorted(self.home)}, but the arm has {sorted(limits)}: name each once"
+            )
+        for name, value in self.home.items():
+            if not limits[name].lower <= value <= limits[name].upper:
+                raise ValueError(
+                    f"home of {name} is {value}, outside [{limits[name].lower}, {limits[name].upper}]"
+                )
+        return self
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the action's columns: the joints in file order, then the gripper."""
+        return (*self.joints, self.gripper.name)
+
+    @property
+    def limits(self) -> dict[str, JointLimits]:
+        """Limits by column name."""
+        return {**self.joints, self.gripper.name: self.gripper.limits}
+
+
+class CameraConfig(Strict):
+    """One colour camera. ``calibration`` names a file under ``calibration/<rig>/``."""
+
+    name: Name
+    driver: Literal["sim", "realsense", "replay"]
+    serial: str = ""
+    replay_path: str = ""
+    width: Annotated[int, Field(ge=16, le=4096)] = 640
+    height: Annotated[int, Field(ge=16, le=4096)] = 480
+    rate: Annotated[float, Field(gt=0, le=120)] = 30.0
+    calibration: str
+    jpeg_quality: Annotated[int, Field(ge=1, le=100)] = 85
+
+    @model_validator(mode="after")
+    def _driver_has_its_source(self) -> CameraConfig:
+        if self.driver == "realsense" and not self.serial:
+            raise ValueError("a realsense camera needs `serial` (rs-enumerate-devices prints it)")
+        if self.driver == "replay" and not self.replay_path:
+            raise ValueError("a replay camera needs `replay_path`, a recorded episode (.mcap)")
+        return self
+
+
+class PolicyConfig(Strict):
+    """Which bundle drives the arm, and how often it is asked."""
+
+    bundle: str = Field(description="folder, relative to the repository root or absolute")
+    period: Positive = 0.2
+    samples: Annotated[int, Field(ge=1, le=512)] = 32
+    selection: Literal["first", "medoid"] = "medoid"
+    max_skew: Positive = Field(0.05, description="largest difference of stamps within one observation [s]")
+    threads: Annotated[int, Field(ge=1, le=64)] = 1
+    seed: int = 0
+
+
+class MonitorConfig(Strict):
+    """Failure monitor. ``level: none`` runs without one, by the rig owner's decision."""
+
+    level: Literal["fiper", "none"] = "fiper"
+    hold_on: tuple[Literal["ALARM", "OUT_OF_RANGE", "UNCALIBRATED", "STALE"], ...] = ("ALARM", "OUT_OF_RANGE")
+
+
+class WatchdogConfig(Strict):
+    """How long an input may be silent before the arm holds [s]. ``node``: a process of the stack that died."""
+
+    joint_states: Positive = 0.15
+    chunk: Positive = 0.6
+    monitor: Positive = 0.7
+    camera: Positive = 0.3
+    operator: Positive = 0.25
+    node: Annotated[float, Field(ge=0.15, allow_inf_nan=False)] = 0.25
+
+
+class TeleopConfig(Strict):
+    """The operator's device."""
+
+    device: Literal["scripted", "keyboard"]
+    rate: Annotated[float, Field(ge=5, le=500)] = 20.0
+
+
+class RecordConfig(Strict):
+    """What the recorder writes."""
+
+    directory: str = "out/recordings"
+    images: Literal["jpeg", "raw", "none"] = "jpeg"
+    min_free_mb: Annotated[int, Field(ge=0)] = 500
+
+
+class SimConfig(Strict):
+    """Simulated hardware; absent on a real rig."""
+
+    scene: Literal["franka_pick_place"]
+    time_limit: Positive = 15.0
+    seed: int = 0
+
+
+class RigConfig(Strict):
+    """Everything that the nodes need to know about one rig."""
+
+    name: Name
+    namespace: Name
+    task: str = Field(min_length=1)
+    arm: ArmConfig
+    cameras: tuple[CameraConfig, ...] = Field(min_length=1)
+    policy: PolicyConfig
+    monitor: MonitorConfig = MonitorConfig()
+    watchdogs: WatchdogConfig = WatchdogConfig()
+    teleop: TeleopConfig
+    record: RecordConfig = RecordConfig()
+    sim: SimConfig | None = None
+
+    _path: Path | None = None
+
+    @field_validator("cameras")
+    @classmethod
+    def _names_are_unique(cls, cameras: tuple[CameraConfig, ...]) -> tuple[CameraConfig, ...]:
+        names = [camera.name for camera in cameras]
+        if len(set(names)) != len(names):
+            raise ValueError(f"camera names {names} repeat: give each camera its own name")
+        return cameras
+
+    @model_validator(mode="after")
+    def _simulated_parts_need_a_simulation(self) -> RigConfig:
+        if self.sim is None:
+            needing = [f"camera {c.name}" for c in self.cameras if c.driver == "sim"]
+            needing += ["teleop device scripted"] if self.teleop.device == "scripted" else []
+            if needing:
+                raise ValueError(
+                    f"{', '.join(needing)} need a `sim` section: add one or choose a real driver"
+                )
+        return self
+
+    @property
+    def path(self) -> Path:
+        """The file this rig was read from."""
+        assert self._path is not None, "made by load_rig"
+        return self._path
+
+    def camera(self, name: str) -> CameraConfig:
+        """The camera called ``name``; VigilError if the rig has none."""
+        for camera in self.cameras:
+            if camera.name == name:
+                return camera
+        raise VigilError(f"rig {self.name} has no camera {name!r}; it has {[c.name for c in self.cameras]}")
+
+    def bundle_path(self) -> Path:
+        """Folder of the policy bundle."""
+        return resolve(self.policy.bundle)
+
+    def calibration_path(self, camera: CameraConfig) -> Path:
+        """Calibration file of one camera."""
+        return root() / "calibration" / self.name / camera.calibration
+
+
+def root() -> Path:
+    """The workspace root that holds ``launch/``, ``models/`` and ``calibration/``.
+
+    ``VIGIL_ROOT`` wins; else the checkout this package lies in; else the working folder.
+    """
+    if named := os.environ.get("VIGIL_ROOT"):
+        return Path(named)
+    for folder in (*Path(__file__).resolve().parents, Path.cwd()):
+        if (folder / "launch" / "rigs").is_dir():
+            return folder
+    raise VigilError(
+        "no folder with launch/rigs found above the vigil package or the working folder: "
+        "start from the checkout, or set VIGIL_ROOT to it"
+    )
+
+
+def resolve(path: str | Path) -> Path:
+    """``path`` itself if absolute, else below the workspace root."""
+    path = Path(path).expanduser()
+    return path if path.is_absolute() else root() / path
+
+
+def rig_path(name_or_path: str | Path) -> Path:
+    """File of a rig, given by name (``franka_sim``) or by path."""
+    given = str(name_or_path)
+    if given.endswith((".yaml", ".yml")) or os.sep in given:
+        path = Path(given).expanduser().resolve()
+        if not path.is_file():
+            raise VigilError(f"rig file {path} does not exist")
+        return path
+    folder = root() / "launch" / "rigs"
+    path = folder / f"{given}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in folder.glob("*.yaml"))) or "none"
+        raise VigilError(
+            f"unknown rig {given!r}: {folder} has {known}; name one of them or give a path to a file"
+        )
+    return path
+
+
+def load_rig(name_or_path: str | Path) -> RigConfig:
+    """Read and validate a rig file.
+
+    Raises:
+        VigilError: the file is missing, is not YAML, or breaks a rule; names file, line, value and fix.
+    """
+    path = rig_path(name_or_path)
+    data, lines = read_yaml(path)
+    rig = validate(RigConfig, data, path, lines)
+    rig._path = path
+    return rig
+
+
+def read_yaml(path: Path) -> tuple[Any, dict[tuple, int]]:
+    """A YAML file's content, and the line (1-based) of every key and item by its location."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise VigilError(f"cannot read {path}: {error}") from None
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        data = yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise VigilError(f"{where}: not valid YAML: {error.problem or error.context}") from None
+    lines: dict[tuple, int] = {(): 1}
+
+    def walk(node: yaml.Node | None, location: tuple) -> None:
+        if isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                lines[(*location, key.value)] = key.start_mark.line + 1
+                walk(value, (*location, key.value))
+        elif isinstance(node, yaml.SequenceNode):
+            for index, value in enumerate(node.value):
+                lines[(*location, index)] = value.start_mark.line + 1
+                walk(value, (*location, index))
+
+    walk(node, ())
+    return data, lines
+
+
+def validate(model: type[M], data: Any, path: Path, lines: dict[tuple, int]) -> M:
+    """``model`` made of ``data``; every broken rule in one VigilError, one line each."""
+    if not isinstance(data, dict):
+        raise VigilError(f"{path}:1: expected keys and values, found {type(data).__name__}")
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        raise VigilError("\n".join(_explain(e, path, lines) for e in error.errors())) from None
+
+
+def _explain(error: Any, path: Path, lines: dict[tuple, int]) -> str:
+    location = tuple(error["loc"])
+    known = location
+    while known not in lines:
+        known = known[:-1]
+    name = ".".join(str(part) for part in location) or "the file"
+    kind = error["type"]
+    if kind == "missing":
+        what = f"{name} is missing: add it"
+    elif kind == "extra_forbidden":
+        what = f"{name} is not a setting: check the spelling or remove it"
+    else:
+        given = error.get("input")
+        shown = f" (given: {given!r})" if isinstance(given, str | int | float | bool | type(None)) else ""
+        what = f"{name}: {error['msg'].removeprefix('Value error, ')}{shown}"
+    return f"{path}:{lines[known]}: {what}"

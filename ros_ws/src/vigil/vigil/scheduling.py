@@ -1,0 +1,40 @@
+"""What the operating system can do for work that must not be late, and against work that may."""
+
+from __future__ import annotations
+
+import gc
+import os
+
+PRIORITY = 10
+"""SCHED_FIFO priority: above every ordinary process, below the kernel's own threads."""
+
+
+def ask_for_priority() -> str:
+    """Schedule this process before ordinary ones, if allowed; says in words what was granted."""
+    try:
+        os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(PRIORITY))
+    except (PermissionError, AttributeError):
+        return (
+            "ordinary priority (real-time priority needs `ulimit -r`): periods lengthen on a loaded machine"
+        )
+    return f"real-time priority {PRIORITY}"
+
+
+def settle_memory() -> None:
+    """Take what exists now out of the garbage collector's sight: its passes are then short."""
+    gc.collect()
+    gc.freeze()
+
+
+def step_forward() -> bool:
+    """Let the calling thread run before ordinary ones, if allowed: work that others wait for. False if it is not allowed."""
+    try:
+        os.setpriority(os.PRIO_PROCESS, 0, -10)
+    except PermissionError:
+        return False
+    return True
+
+
+def stand_back() -> None:
+    """Let the calling thread, and those it starts, run after ordinary ones: work that nobody waits for."""
+    os.setpriority(os.PRIO_PROCESS, 0, max(os.getpriority(os.PRIO_PROCESS, 0), 10))
