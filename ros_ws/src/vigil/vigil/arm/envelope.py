@@ -1,0 +1,241 @@
+"""The safety envelope: every command of every source passes it, one control period at a time.
+
+Each column follows its target by a jerk-limited trajectory (ruckig). Ruckig bounds velocity, acceleration and
+jerk; position limits are kept by an invariant: from every setpoint that is given out, the jerk-limited stop stays
+inside the position limits. A step that would break it is replaced by the next step of that stop, so a safe setpoint
+always exists and a stop never needs a new calculation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from ruckig import ControlInterface, InputParameter, Ruckig, RuckigError, Trajectory
+
+from vigil.arm.columns import Columns, Refused
+from vigil.rig import JointLimits
+
+HEADROOM = 0.999
+"""Share of velocity, acceleration and jerk that is used: rounding must not cross a limit."""
+LOOKAHEAD_PERIODS = 5
+"""Targets are met this many periods ahead: chasing the next period's target in minimal time makes the joint buzz."""
+SHORTEST_PLAN = 0.1
+"""[s] A plan reaches at least this far: a controller refuses one that lies in the past when it arrives."""
+
+
+@dataclass(frozen=True)
+class Setpoint:
+    """State of all columns; [N] each, rad or m, per second, per second squared."""
+
+    position: np.ndarray
+    velocity: np.ndarray
+    acceleration: np.ndarray
+
+
+class _Column:
+    """One column: its setpoint is where its stop is ``elapsed`` seconds after ``origin``.
+
+    Stops are planned from position 0: with a velocity as goal ruckig counts position 0 among the extrema of any
+    trajectory, which is then the start and does no harm.
+    """
+
+    def __init__(self, limits: JointLimits, period: float) -> None:
+        self._limits = limits
+        self._period = period
+        self._ruckig = Ruckig(1)
+        self._reach = Trajectory(1)
+        self._stop, self._next_stop = Trajectory(1), Trajectory(1)
+        self._origin, self._elapsed = 0.0, 0.0
+        self._to_target = self._parameters(limits)
+        self._to_target.minimum_duration = LOOKAHEAD_PERIODS * period
+        self._to_rest = self._parameters(limits)
+        self._to_rest.control_interface = ControlInterface.Velocity
+        self._to_rest.target_velocity = [0.0]
+        self.position, self.velocity, self.acceleration = 0.0, 0.0, 0.0
+        self.anchor(0.5 * (limits.lower + limits.upper), 0.0, 0.0)
+
+    @staticmethod
+    def _parameters(limits: JointLimits) -> InputParameter:
+        parameters = InputParameter(1)
+        parameters.max_velocity = [HEADROOM * limits.velocity]
+        parameters.max_acceleration = [HEADROOM * limits.acceleration]
+        parameters.max_jerk = [HEADROOM * limits.jerk]
+        return parameters
+
+    def anchor(self, position: float, velocity: float, acceleration: float) -> None:
+        """Start anew at a state; motion that could not stop inside the limits is dropped."""
+        limits = self._limits
+        position = self._clamped(position)
+        speed = HEADROOM * limits.velocity
+        velocity = min(max(velocity, -speed), speed)
+        acceleration = min(max(acceleration, -HEADROOM * limits.acceleration), HEADROOM * limits.acceleration)
+        # The velocity still to come while the acceleration is run down counts as well.
+        peak = velocity + acceleration * abs(acceleration) / (2 * HEADROOM * limits.jerk)
+        if abs(peak) > speed:
+            acceleration = 0.0
+        if not self._can_stop(position, velocity, acceleration):
+            velocity = acceleration = 0.0
+            # From rest the stop is no motion at all; ruckig does not fail on it.
+            self._can_stop(position, velocity, acceleration)
+        self._take(position, velocity, acceleration)
+
+    def track(self, position: float, velocity: float) -> None:
+        """Advance one period towards a target that is due `LOOKAHEAD_PERIODS` from now."""
+        limits, to_target = self._limits, self._to_target
+        inside = self._clamped(position)
+        speed = HEADROOM * limits.velocity
+        to_target.target_position = [inside]
+        to_target.target_velocity = [min(max(velocity, -speed), speed) if inside == position else 0.0]
+        to_target.current_position = [self.position]
+        to_target.current_velocity = [self.velocity]
+        to_target.current_acceleration = [self.acceleration]
+        try:
+            self._ruckig.calculate(to_target, self._reach)
+            (position,), (velocity,), (acceleration,) = self._reach.at_time(self._period)
+        except RuckigError:
+            self.brake()
+            return
+        if abs(velocity) <= limits.velocity and self._can_stop(position, velocity, acceleration):
+            self._take(position, velocity, acceleration)
+        else:
+            self.brake()
+
+    def brake(self) -> None:
+        """Advance one period along the stop."""
+        self._elapsed += self._period
+        (travelled,), (self.velocity,), (self.acceleration,) = self._stop.at_time(self._elapsed)
+        self.position = self._clamped(self._origin + travelled)
+
+    def _can_stop(self, position: float, velocity: float, acceleration: float) -> bool:
+        """Plan the stop from a state; False if it leaves the position limits or cannot be planned."""
+        self._to_rest.current_velocity = [velocity]
+        self._to_rest.current_acceleration = [acceleration]
+        try:
+            self._ruckig.calculate(self._to_rest, self._next_stop)
+        except RuckigError:
+            return False
+        (extrema,) = self._next_stop.position_extrema
+        (end,), _, _ = self._next_stop.at_time(self._next_stop.duration)
+        limits = self._limits
+        return (
+            position + min(extrema.min, end) >= limits.lower
+            and position + max(extrema.max, end) <= limits.upper
+        )
+
+    def _take(self, position: float, velocity: float, acceleration: float) -> None:
+        self._stop, self._next_stop = self._next_stop, self._stop
+        self._origin, self._elapsed = position, 0.0
+        self.position, self.velocity, self.acceleration = position, velocity, acceleration
+
+    def _clamped(self, position: float) -> float:
+        """The stop's end is inside the limits but for rounding."""
+        return min(max(position, self._limits.lower), self._limits.upper)
+
+    @property
+    def time_to_rest(self) -> float:
+        """Seconds until the stop ends; 0 at rest."""
+        return max(self._stop.duration - self._elapsed, 0.0)
+
+    def stopping(self, ahead: float) -> tuple[float, float]:
+        """Position and velocity ``ahead`` seconds along the stop."""
+        if ahead >= self.time_to_rest:
+            (travelled,), _, _ = self._stop.at_time(max(self._stop.duration, self._elapsed))
+            return self._clamped(self._origin + travelled), 0.0
+        (travelled,), (velocity,), _ = self._stop.at_time(self._elapsed + ahead)
+        return self._clamped(self._origin + travelled), velocity
+
+
+class Envelope:
+    """Position, velocity, acceleration and jerk limits of N columns, kept at every control period.
+
+    Args:
+        columns: names and limits.
+        period: control period [s]; every call of `track` or `brake` advances the setpoint by it.
+    """
+
+    def __init__(self, columns: Columns, period: float) -> None:
+        self.columns = columns
+        self.period = period
+        self._columns = [_Column(limits, period) for limits in columns.limits]
+
+    @property
+    def lookahead(self) -> float:
+        """How far ahead of the current setpoint the targets given to `track` are due [s]."""
+        return LOOKAHEAD_PERIODS * self.period
+
+    @property
+    def setpoint(self) -> Setpoint:
+        """The newest setpoint."""
+        states = np.array([(c.position, c.velocity, c.acceleration) for c in self._columns])
+        return Setpoint(states[:, 0], states[:, 1], states[:, 2])
+
+    @property
+    def at_rest(self) -> bool:
+        """True when every column has come to rest."""
+        return all(column.time_to_rest == 0.0 for column in self._columns)
+
+    @property
+    def rest_position(self) -> np.ndarray:
+        """[N] where the columns come to rest if they brake from now on."""
+        return np.array([column.stopping(np.inf)[0] for column in self._columns])
+
+    def anchor(
+        self, position: np.ndarray, velocity: np.ndarray | None = None, acceleration: np.ndarray | None = None
+    ) -> None:
+        """Set the setpoint to a state [N] (clamped into the limits), at rest unless told.
+
+        Raises:
+            Refused: not finite or not [N]; the setpoint is unchanged.
+        """
+        zeros = np.zeros(len(self.columns))
+        states = [self._checked(x, what) for x, what in (
+            (position, "anchor position"),
+            (zeros if velocity is None else velocity, "anchor velocity"),
+            (zeros if acceleration is None else acceleration, "anchor acceleration"),
+        )]  # fmt: skip
+        for column, p, v, a in zip(self._columns, *(s.tolist() for s in states), strict=True):
+            column.anchor(p, v, a)
+
+    def track(self, position: np.ndarray, velocity: np.ndarray) -> Setpoint:
+        """Advance one period towards a target [N] that is due `lookahead` after the current setpoint.
+
+        The target may lie anywhere; the setpoint stays inside the limits.
+
+        Raises:
+            Refused: not finite or not [N]; the setpoint is unchanged.
+        """
+        position = self._checked(position, "target position")
+        velocity = self._checked(velocity, "target velocity")
+        for column, p, v in zip(self._columns, position.tolist(), velocity.tolist(), strict=True):
+            column.track(p, v)
+        return self.setpoint
+
+    def brake(self) -> Setpoint:
+        """Advance one period of a stop inside the limits."""
+        for column in self._columns:
+            column.brake()
+        return self.setpoint
+
+    def stop_plan(self, points: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The setpoint and the stop from it, for a controller that must come to rest if nothing follows.
+
+        Returns:
+            times [points] s after the setpoint (the first is 0), positions [points, N], velocities [points, N];
+            the last velocity is 0.
+        """
+        duration = max(*(column.time_to_rest for column in self._columns), SHORTEST_PLAN)
+        times = np.linspace(0.0, duration, points)
+        ahead = times.tolist()
+        states = np.array([[column.stopping(t) for column in self._columns] for t in ahead])
+        states[0] = [(column.position, column.velocity) for column in self._columns]
+        return times, states[:, :, 0], states[:, :, 1]
+
+    def _checked(self, values: Sequence[float] | np.ndarray, what: str) -> np.ndarray:
+        values = np.asarray(values, float)
+        if values.shape != (len(self.columns),):
+            raise Refused(f"{what} has shape {values.shape}, needed ({len(self.columns)},)")
+        if not np.isfinite(values).all():
+            raise Refused(f"{what}: {self.columns.describe_non_finite(values)}")
+        return values

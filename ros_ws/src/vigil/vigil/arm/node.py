@@ -1,0 +1,309 @@
+"""The arm node: takes chunks, verdicts and operator commands, moves the arm, tells who controls it."""
+
+from __future__ import annotations
+
+import time
+from array import array
+from collections.abc import Callable, Iterable
+from functools import partial
+
+import numpy as np
+from rclpy.clock import Clock, ClockType
+from rclpy.event_handler import QoSLivelinessChangedInfo, SubscriptionEventCallbacks
+from sensor_msgs.msg import CameraInfo, JointState
+from std_msgs.msg import Empty, Float64MultiArray
+from std_srvs.srv import Trigger
+from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
+from vigil_msgs.msg import ActionChunk, ControlState, FailureStatus, TeleopCommand
+
+from vigil.arm.adapters.plan import Plan
+from vigil.arm.adapters.ros2_control import Command, Trajectory, adapters
+from vigil.arm.authority import Authority
+from vigil.arm.clutch import OperatorCommand
+from vigil.arm.controller import Answer, ArmController
+from vigil.arm.loop_statistics import LoopStatistics
+from vigil.arm.tracking import Chunk
+from vigil.bringup import node_specs
+from vigil.node import (
+    COMMAND,
+    EVENTS,
+    LATCHED,
+    NEWEST,
+    OK,
+    WARN,
+    Health,
+    Inbox,
+    VigilNode,
+    heartbeat,
+    nanoseconds,
+    spin_node,
+    to_stamp,
+)
+from vigil.scheduling import ask_for_priority, settle_memory
+
+REQUESTS = ("engage", "hold", "hand_back", "estop", "reset")
+
+
+def _floats(values: np.ndarray) -> array:
+    """[N] as the array type that a message takes over whole."""
+    return array("d", values.tobytes())
+
+
+class ArmNode(VigilNode):
+    """Runs one `ArmController`: on a timer in real time, on every joint state in lock step."""
+
+    priority = "ordinary priority"
+
+    def __init__(self) -> None:
+        super().__init__("arm")
+        self._entities: list[tuple[Callable, object]] = []
+        self._controller: ArmController | None = None
+        self._inbox: Inbox | None = None
+
+    # Life cycle -----------------------------------------------------------------------------------------------
+
+    def setup(self) -> None:
+        rig = self.rig
+        self._controller = ArmController(rig, lockstep=self.lockstep)
+        self._loop = LoopStatistics(self._controller.period)
+        self._last_tick = 0
+        self._state = ControlState(names=list(self._controller.columns.names))
+        self._published_transition = -1
+        self._state_publisher = self._own_publisher(ControlState, "arm/state", LATCHED)
+        self._outlets = []
+        for adapter in adapters(rig.arm):
+            kind = JointTrajectory if adapter.topic.endswith("joint_trajectory") else Float64MultiArray
+            self._outlets.append((adapter, self._own_publisher(kind, adapter.topic, COMMAND)))
+        self._trajectory = JointTrajectory(joint_names=list(rig.arm.joints))
+        self._values = Float64MultiArray()
+
+        self._inbox = Inbox(self)  # what is read at every tick
+        listen = self._listen if self.lockstep else self._inbox.listen
+        listen(JointState, f"{rig.arm.name}/joint_states", self._on_joint_states, NEWEST)
+        self._listen(ActionChunk, "policy/chunk", self._on_chunk, COMMAND)
+        self._listen(TeleopCommand, "teleop/command", self._on_operator, NEWEST)
+        if rig.monitor.level != "none":
+            self._listen(FailureStatus, "monitor/status", self._on_monitor, EVENTS)
+        for request in REQUESTS:
+            service = self.create_service(Trigger, f"arm/{request}", partial(self._on_request, request))
+            self._entities.append((self.destroy_service, service))
+        if not self.lockstep:
+            self._watch_the_stack()
+
+    def _watch_the_stack(self) -> None:
+        for camera in self.rig.cameras:
+            self._inbox.listen(
+                CameraInfo,
+                f"{camera.name}/color/camera_info",
+                partial(self._on_camera, camera.name),
+                NEWEST,
+                raw=True,
+            )
+        qos = heartbeat(self.rig.watchdogs.node)
+        for name in (spec.name for spec in node_specs(self.rig) if spec.name != self.get_name()):
+            events = SubscriptionEventCallbacks(liveliness=partial(self._on_liveliness, name))
+            self._listen(Empty, f"heartbeat/{name}", lambda message: None, qos, event_callbacks=events)
+
+    def start(self) -> None:
+        self._loop.restart()
+        settle_memory()
+        if not self.lockstep:
+            # A steady clock: a correction of the system time must not stretch or repeat a period.
+            clock = Clock(clock_type=ClockType.STEADY_TIME)
+            self._timer = self.create_timer(self._controller.period, self._on_timer, clock=clock)
+        self._publish_state(self._instant())
+
+    def stop(self) -> None:
+        if not self.lockstep:
+            self.destroy_timer(self._timer)
+        self._controller.abandon(self._instant())
+        self._publish_state(self._instant())
+
+    def teardown(self) -> None:
+        if self._inbox is not None:
+            self._inbox.close()
+            self._inbox = None
+        while self._entities:
+            destroy, entity = self._entities.pop()
+            destroy(entity)
+        self._controller = None
+
+    def _own_publisher(self, kind: type, topic: str, qos: object) -> object:
+        publisher = self.create_publisher(kind, topic, qos)
+        self._entities.append((self.destroy_publisher, publisher))
+        return publisher
+
+    def _listen(self, kind: type, topic: str, callback: Callable, qos: object, **options: object) -> None:
+        subscription = self.create_subscription(kind, topic, callback, qos, **options)
+        self._entities.append((self.destroy_subscription, subscription))
+
+    # Inputs ---------------------------------------------------------------------------------------------------
+
+    def _instant(self) -> int:
+        """Now [ns]. In lock step that is the tick under way: the clock's own message may lag behind it."""
+        return self._last_tick if self.lockstep and self._last_tick else self.now()
+
+    def _on_joint_states(self, message: JointState) -> None:
+        if not self.active:
+            return
+        stamp = nanoseconds(message.header.stamp)
+        now = stamp if self.lockstep else self.now()
+        if self.lockstep and stamp == self._last_tick:
+            self._publish_state(now)  # asked again: the answer was lost, the step was done
+            return
+        changed = self._controller.on_joint_states(stamp, message.name, message.position, now)
+        if self.lockstep:
+            self._tick(now)
+        else:
+            self._react(changed, now)
+
+    def _on_chunk(self, message: ActionChunk) -> None:
+        if not self.active:
+            return
+        now = self._instant()
+        chunk = Chunk(
+            nanoseconds(message.header.stamp),
+            tuple(message.names),
+            message.step_dt,
+            message.horizon,
+            np.asarray(message.positions),
+        )
+        self._react(self._controller.on_chunk(chunk, now), now)
+
+    def _on_monitor(self, message: FailureStatus) -> None:
+        if not self.active:
+            return
+        now = self._instant()
+        stamp = nanoseconds(message.header.stamp)
+        self._react(
+            self._controller.on_monitor(stamp, message.verdict_name, message.alarm, message.reason, now), now
+        )
+
+    def _on_operator(self, message: TeleopCommand) -> None:
+        if not self.active:
+            return
+        now = self._instant()
+        command = OperatorCommand(
+            nanoseconds(message.header.stamp),
+            message.deadman,
+            message.mode,
+            tuple(message.names),
+            np.asarray(message.positions),
+            message.request_hand_back,
+        )
+        self._react(self._controller.on_operator(command, now), now)
+
+    def _on_camera(self, name: str, _: bytes) -> None:
+        if self.active:
+            self._controller.on_camera(name, self.now())
+
+    def _on_liveliness(self, name: str, info: QoSLivelinessChangedInfo) -> None:
+        """A process of the stack came or went; kept before activation too, as it is told only once."""
+        alive = info.alive_count > 0
+        now = self.now()
+        changed = self._controller.on_node(name, alive, not alive and info.not_alive_count == 0, now)
+        if self.active:
+            self._react(changed, now)
+
+    def _on_request(self, name: str, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        now = self._instant()
+        answer = (
+            getattr(self._controller, name)(now)
+            if self.active
+            else Answer(False, f"{name} refused: the arm node is not active")
+        )
+        response.success, response.message = answer.granted, answer.message
+        if self.active:
+            self._react(True, now)
+        return response
+
+    # Outputs --------------------------------------------------------------------------------------------------
+
+    def _on_timer(self) -> None:
+        self._inbox.fetch()
+        self._tick(self.now())
+
+    def _tick(self, now: int) -> None:
+        self._loop.tick(time.monotonic_ns())
+        self._last_tick = now
+        plan = self._controller.tick(now)
+        if plan is not None:
+            self._send(plan)
+        self._publish_state(now)
+
+    def _react(self, changed: bool, now: int) -> None:
+        """Between two ticks: tell at once that the authority changed, and begin a stop without waiting."""
+        if not changed:
+            return
+        plan = self._controller.stop_now(now)
+        if plan is not None:
+            self._send(plan)
+        self._publish_state(now)
+
+    def _send(self, plan: Plan) -> None:
+        for adapter, publisher in self._outlets:
+            publisher.publish(self._message(adapter.commands(plan)))
+
+    def _message(self, command: Command) -> JointTrajectory | Float64MultiArray:
+        if not isinstance(command, Trajectory):
+            self._values.data = command.data
+            return self._values
+        message = self._trajectory
+        message.header.stamp = to_stamp(command.stamp)
+        if len(message.points) != len(command.points):
+            message.points = [JointTrajectoryPoint() for _ in command.points]
+        for point, planned in zip(message.points, command.points, strict=True):
+            point.positions, point.velocities = planned.positions, planned.velocities
+            point.time_from_start.sec, point.time_from_start.nanosec = divmod(planned.ahead, 1_000_000_000)
+        return message
+
+    def _publish_state(self, now: int) -> None:
+        controller, loop, state = self._controller, self._loop, self._state
+        last = controller.machine.last
+        state.header.stamp = to_stamp(now)
+        if last.count != self._published_transition:
+            self._published_transition = last.count
+            state.authority, state.authority_name = int(last.target), last.target.name
+            state.transition, state.event, state.reason = last.count, last.event, last.reason
+            state.event_stamp, state.transition_stamp = to_stamp(last.event_stamp), to_stamp(last.stamp)
+            self.get_logger().info(f"{last.target.name}: {last.reason}")
+        state.first_command_stamp = to_stamp(controller.first_command)
+        state.first_step = _floats(controller.first_step)
+        state.commanded = _floats(controller.commanded)
+        state.measured = _floats(controller.feedback.position)
+        state.ready, state.blocked_by = not controller.blocked_by, controller.blocked_by
+        state.period_mean, state.period_p99, state.missed_deadlines = loop.mean, loop.p99, loop.missed
+        self._state_publisher.publish(state)
+
+    def diagnose(self) -> Iterable[Health]:
+        controller, loop = self._controller, self._loop
+        last, refused = controller.machine.last, controller.counts
+        yield Health(
+            "authority",
+            OK if last.target is not Authority.ESTOP else WARN,
+            f"{last.target.name}: {last.reason}",
+            {"transitions": last.count, "blocked_by": controller.blocked_by},
+        )
+        yield Health(
+            "control loop",
+            OK if loop.p99 <= 1.5 * controller.period else WARN,
+            f"period {loop.mean * 1e3:.2f} ms, p99 {loop.p99 * 1e3:.2f} ms, {self.priority}",
+            {"missed_deadlines": loop.missed},
+        )
+        broken = any(count for kind, count in refused.items() if kind != "late_chunk")
+        yield Health(
+            "inputs",
+            WARN if broken else OK,
+            controller.last_refusal or "ok",
+            {f"refused_{kind}": count for kind, count in refused.items()},
+        )
+
+
+def main() -> None:
+    """Run the arm node until it is asked to stop."""
+    ArmNode.priority = ask_for_priority()
+    spin_node(ArmNode)
+
+
+if __name__ == "__main__":
+    main()

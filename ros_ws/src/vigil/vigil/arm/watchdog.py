@@ -1,0 +1,119 @@
+"""Named watchdogs: how long ago each input was heard, and which ones are overdue."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vigil.arm.curves import SECOND
+from vigil.rig import RigConfig
+
+
+@dataclass(frozen=True)
+class Overdue:
+    """An input that was not heard within its limit; seconds, ``age`` None if it was never heard."""
+
+    name: str
+    limit: float
+    age: float | None
+
+    def __str__(self) -> str:
+        if self.age is None:
+            return f"{self.name}: nothing heard yet"
+        return f"{self.name}: nothing for {self.age:.2f} s (limit {self.limit} s)"
+
+
+class Watchdog:
+    """Watches one input; instants in ns.
+
+    Args:
+        name: what is watched, as published.
+        limit: longest silence [s].
+    """
+
+    def __init__(self, name: str, limit: float) -> None:
+        self.name, self.limit = name, limit
+        self._limit = int(limit * SECOND)
+        self._heard: int | None = None
+        self._excused_until = 0
+
+    def feed(self, instant: int) -> None:
+        """The input was heard at ``instant``."""
+        self._heard = instant
+
+    def excuse(self, until: int) -> None:
+        """Silence counts from ``until`` at the earliest (the input needs time to begin)."""
+        self._excused_until = until
+
+    def forget(self) -> None:
+        """As if the input had never been heard."""
+        self._heard = None
+
+    def fresh(self, now: int) -> bool:
+        """Whether the input was truly heard within its limit, excused or not."""
+        return self._heard is not None and now - self._heard <= self._limit
+
+    def overdue(self, now: int) -> Overdue | None:
+        """What to report if the input is overdue at ``now``, else None."""
+        return None if self.fresh(now) or now <= self._excused_until else self.silence(now)
+
+    def silence(self, now: int) -> Overdue:
+        """How long the input has been silent."""
+        age = None if self._heard is None else (now - self._heard) / SECOND
+        return Overdue(self.name, self.limit, age)
+
+
+class Inputs:
+    """All inputs of the arm, each with its limit from the rig file.
+
+    In lock step simulated time stands still while an input is awaited, and cameras and operator speak only when they
+    have to: then only the chunks, the monitor and a commanding operator are watched.
+
+    Attributes:
+        joint_states, chunk, operator: one watchdog each.
+        monitor: None if the rig runs without one.
+        cameras: by name.
+    """
+
+    def __init__(self, rig: RigConfig, lockstep: bool) -> None:
+        limits = rig.watchdogs
+        self._lockstep = lockstep
+        self.joint_states = Watchdog("joint_states", limits.joint_states)
+        self.chunk = Watchdog("chunk", limits.chunk)
+        self.operator = Watchdog("operator", limits.operator)
+        self.monitor = None if rig.monitor.level == "none" else Watchdog("monitor", limits.monitor)
+        self.cameras = {c.name: Watchdog(f"camera {c.name}", limits.camera) for c in rig.cameras}
+        self._nodes: dict[str, bool] = {}
+
+    def node(self, name: str, alive: bool, left: bool) -> None:
+        """A node of the stack is there, died, or (``left``) went in order."""
+        if left:
+            self._nodes.pop(name, None)
+        else:
+            self._nodes[name] = alive
+
+    @property
+    def dead_nodes(self) -> list[str]:
+        """Nodes that died and are not back."""
+        return [name for name, alive in self._nodes.items() if not alive]
+
+    def _policy_needs(self) -> list[Watchdog]:
+        needed = [self.chunk] if self.monitor is None else [self.chunk, self.monitor]
+        return needed if self._lockstep else [*needed, *self.cameras.values(), self.operator]
+
+    def begin(self, until: int) -> None:
+        """The policy starts anew: chunks and verdicts are not missed before ``until`` [ns]."""
+        self.chunk.excuse(until)
+        if self.monitor is not None:
+            self.monitor.excuse(until)
+
+    def missing(self, now: int) -> list[str]:
+        """What the policy may not move without and is overdue, in words (without the joint states)."""
+        overdue = [f"{name}: the node died" for name in self.dead_nodes]
+        overdue += [str(late) for watch in self._policy_needs() if (late := watch.overdue(now))]
+        return overdue
+
+    def absent(self, now: int) -> list[str]:
+        """What has to be there before the policy may begin and is not, in words."""
+        watches = [self.joint_states, *self._policy_needs()]
+        absent = [f"{name}: the node died" for name in self.dead_nodes]
+        return absent + [str(watch.silence(now)) for watch in watches if not watch.fresh(now)]
