@@ -1,0 +1,196 @@
+"""From camera frames and joint states to one observation: same preparation in training, serving and export.
+
+`prepare_image` is the only way an image reaches the policy. `ObservationBuffer` joins the newest frames of all
+cameras with the joint state nearest to them, by acquisition stamps.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from vigil.errors import VigilError
+
+Stamped = tuple[int, np.ndarray]  # acquisition time [ns], data
+
+FRAME_HISTORY = 4  # frames kept per camera: enough to pair cameras that run out of phase or one frame late
+JOINT_HISTORY = 256  # joint states kept: a quarter of a second at 1 kHz
+
+
+class Rejected(VigilError):
+    """An input that must not reach the policy; the message says what was passed and what is allowed."""
+
+
+def prepare_image(rgb: np.ndarray, size: int) -> np.ndarray:
+    """The policy's view of a camera frame: the whole frame, area-averaged to ``size`` x ``size``.
+
+    Args:
+        rgb: uint8 [H, W, 3], red first.
+        size: side of the result in pixels.
+
+    Returns:
+        uint8 [size, size, 3], C-contiguous.
+
+    Raises:
+        Rejected: not a uint8 [H, W, 3] array.
+    """
+    if not isinstance(rgb, np.ndarray) or rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3:
+        found = f"{rgb.dtype} {list(rgb.shape)}" if isinstance(rgb, np.ndarray) else type(rgb).__name__
+        raise Rejected(f"an image must be a uint8 [height, width, 3] array, got {found}")
+    if 0 in rgb.shape:
+        raise Rejected(f"the image is empty: its shape is {list(rgb.shape)}")
+    if rgb.shape[:2] == (size, size):
+        return np.ascontiguousarray(rgb)
+    return cv2.resize(rgb, (size, size), interpolation=cv2.INTER_AREA)
+
+
+def frame_view(encoding: str, height: int, width: int, step: int, data: array | bytes) -> np.ndarray:
+    """An image message's bytes as uint8 [height, width, 3], red first; a view, nothing is copied.
+
+    Raises:
+        Rejected: not rgb8, or the bytes do not match the size.
+    """
+    if encoding != "rgb8":
+        raise Rejected(f"encoding {encoding!r}: only rgb8 is read, set the camera driver to it")
+    if step != 3 * width or len(data) != step * height:
+        raise Rejected(
+            f"{len(data)} bytes with a row step of {step}: an rgb8 image of {width}x{height} has "
+            f"{3 * width * height} bytes and a step of {3 * width}"
+        )
+    return np.frombuffer(data, np.uint8).reshape(height, width, 3)
+
+
+@dataclass(frozen=True)
+class Observation:
+    """One synchronised set. ``images`` are the full camera frames (uint8 [H, W, 3]), not yet prepared."""
+
+    stamp: int  # [ns] newest input of the set: what a chunk made of it is stamped with
+    skew: int  # [ns] newest minus oldest input
+    images: Mapping[str, np.ndarray]
+    state: np.ndarray  # [N] float32, columns as the buffer was told: rad, m
+
+
+class ObservationBuffer:
+    """Joins frames and joint states by their stamps. Not thread-safe: the caller holds a lock.
+
+    The set's reference is the newest time at which every camera has delivered; of each camera the frame nearest to
+    it is taken, and the joint state nearest to it. So cameras that expose together are always paired frame by
+    frame, whatever the order of arrival, and a joint state that is still on its way is waited for.
+    """
+
+    def __init__(
+        self, cameras: Mapping[str, tuple[int, int]], columns: Sequence[str], max_skew: float
+    ) -> None:
+        """``cameras``: (height, width) by name; ``columns``: joint names in the policy's order; ``max_skew`` [s]."""
+        self._shapes = {name: (height, width, 3) for name, (height, width) in cameras.items()}
+        self._columns = tuple(columns)
+        self._max_skew = round(max_skew * 1e9)
+        self._frames: dict[str, deque[Stamped]] = {}
+        self._joints: deque[Stamped] = deque(maxlen=JOINT_HISTORY)
+        self._order: tuple[str, ...] | None = None
+        self._index: list[int] = []
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget every input."""
+        self._frames = {name: deque(maxlen=FRAME_HISTORY) for name in self._shapes}
+        self._joints.clear()
+
+    def add_frame(self, camera: str, stamp: int, rgb: np.ndarray) -> None:
+        """Store a frame: uint8 [H, W, 3], ``stamp`` in ns. The array is kept, not copied.
+
+        Raises:
+            Rejected: unknown camera or wrong shape.
+        """
+        if camera not in self._shapes:
+            raise Rejected(f"a frame of camera {camera!r}: the policy has {sorted(self._shapes)}")
+        if rgb.dtype != np.uint8 or rgb.shape != self._shapes[camera]:
+            raise Rejected(
+                f"camera {camera}: a frame of {rgb.dtype} {list(rgb.shape)}, the rig says uint8 "
+                f"{list(self._shapes[camera])}: correct the camera's width and height in the rig file"
+            )
+        frames = self._frames[camera]
+        if frames and stamp < frames[-1][0]:
+            frames.clear()  # the source began anew (a simulation reset, a replayed file): old frames are not its past
+        frames.append((stamp, rgb))
+
+    def add_joints(self, stamp: int, names: Sequence[str], positions: Sequence[float]) -> None:
+        """Store a joint state (rad, m), ``stamp`` in ns; columns are picked by name.
+
+        Raises:
+            Rejected: a column is missing, lengths differ, or a value is not finite.
+        """
+        if len(names) != len(positions):
+            raise Rejected(f"joint state: {len(names)} names but {len(positions)} positions")
+        order = tuple(names)
+        if order != self._order:
+            missing = [name for name in self._columns if name not in order]
+            if missing:
+                raise Rejected(
+                    f"joint state lacks {missing}; it has {list(order)}, the policy reads all of {list(self._columns)}"
+                )
+            self._order, self._index = order, [order.index(name) for name in self._columns]
+        state = np.asarray(positions, dtype=np.float64)[self._index]
+        if not np.isfinite(state).all():
+            bad = [name for name, value in zip(self._columns, state, strict=True) if not np.isfinite(value)]
+            raise Rejected(f"joint state: the position of {bad} is not finite")
+        if self._joints and stamp < self._joints[-1][0]:
+            self._joints.clear()
+        self._joints.append((stamp, state.astype(np.float32)))
+
+    def newest(self) -> Observation | None:
+        """The newest complete set, or None while one is not complete (`missing` says why)."""
+        chosen = self._choose()
+        if isinstance(chosen, str):
+            return None
+        frames, (joint_stamp, state), skew = chosen
+        stamps = [stamp for stamp, _ in frames.values()]
+        return Observation(
+            stamp=max(*stamps, joint_stamp),
+            skew=skew,
+            images={name: rgb for name, (_, rgb) in frames.items()},
+            state=state,
+        )
+
+    def missing(self) -> str:
+        """What keeps the set from being complete, in words; empty if it is."""
+        chosen = self._choose()
+        return chosen if isinstance(chosen, str) else ""
+
+    def _choose(self) -> str | tuple[dict[str, Stamped], Stamped, int]:
+        """Frames by camera, joint state and skew [ns]; or why there is no set."""
+        silent = [name for name, frames in self._frames.items() if not frames]
+        if silent:
+            return f"no frame of camera {', '.join(silent)}"
+        if not self._joints:
+            return "no joint state"
+        reference = self._reference()
+        if self._joints[-1][0] < reference:
+            behind = (reference - self._joints[-1][0]) / 1e6
+            return f"the newest joint state is {behind:.0f} ms older than the frames"
+        frames = {name: _nearest(frames, reference) for name, frames in self._frames.items()}
+        joints = _nearest(self._joints, reference)
+        stamps = {
+            **{f"camera {name}": stamp for name, (stamp, _) in frames.items()},
+            "joint state": joints[0],
+        }
+        oldest, newest = min(stamps, key=stamps.__getitem__), max(stamps, key=stamps.__getitem__)
+        skew = stamps[newest] - stamps[oldest]
+        if skew > self._max_skew:
+            return (
+                f"{oldest} is {skew / 1e6:.0f} ms older than {newest}, more than max_skew of "
+                f"{self._max_skew / 1e6:.0f} ms"
+            )
+        return frames, joints, skew
+
+    def _reference(self) -> int:
+        return min(frames[-1][0] for frames in self._frames.values())
+
+
+def _nearest(history: deque[Stamped], stamp: int) -> Stamped:
+    return min(history, key=lambda item: abs(item[0] - stamp))

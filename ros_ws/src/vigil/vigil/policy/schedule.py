@@ -1,0 +1,34 @@
+"""When the policy ticks: on frames, but at its own mean rate."""
+
+from __future__ import annotations
+
+
+class Schedule:
+    """A grid of due times in stamps. A tick that came a frame late shortens the next interval, so that the mean rate
+    is kept; after a gap of more than a period the grid starts anew instead of catching up."""
+
+    def __init__(self, period: int, tolerance: int) -> None:
+        """``period`` [ns], 0 for every new stamp; ``tolerance`` [ns]: how early a stamp may be, half a frame."""
+        self._period = period
+        self._tolerance = min(tolerance, period // 2)
+        self.restart()
+
+    def restart(self) -> None:
+        """The next stamp is due, whatever it is."""
+        self._last: int | None = None
+        self._next = 0
+
+    def due(self, stamp: int) -> bool:
+        """True, once, for a stamp [ns] that starts a tick."""
+        if self._last is not None:
+            if stamp == self._last:
+                return False
+            backwards = stamp < self._last  # the clock began anew
+            if not backwards and stamp < self._next - self._tolerance:
+                return False
+            gap = backwards or stamp > self._next + self._period
+        else:
+            gap = True
+        self._next = (stamp if gap else self._next) + self._period
+        self._last = stamp
+        return True

@@ -1,0 +1,53 @@
+"""`vigil train` and `vigil export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+
+def train(
+    demonstrations: Annotated[Path, typer.Argument(help="folder of recorded demonstrations (vigil collect)")],
+    out: Annotated[Path, typer.Option(help="the run's folder; a run found there is resumed")] = Path(
+        "out/train"
+    ),
+    rig: Annotated[str, typer.Option(help="rig whose cameras and joints the policy uses")] = "franka_sim",
+    config: Annotated[Path | None, typer.Option(help="YAML file with training settings")] = None,
+    bundle: Annotated[Path | None, typer.Option(help="export a bundle there when training ends")] = None,
+) -> None:
+    """Train a policy on demonstrations; Ctrl-C saves, the same command resumes."""
+    from vigil.rig import load_rig
+    from vigil.train.config import load_config
+    from vigil.train.demonstrations import load_demonstrations
+    from vigil.train.trainer import Trainer
+
+    settings = load_config(config)
+    data = load_demonstrations(demonstrations, load_rig(rig), settings, out / "dataset.npz")
+    trainer = Trainer(settings, data, out)
+    trainer.run()
+    if trainer.step < settings.steps:
+        Console(stderr=True).print(
+            f"stopped at step {trainer.step}: the same command resumes", style="yellow"
+        )
+        raise typer.Exit(130)
+    if bundle:
+        export(trainer.checkpoint_path, bundle)
+
+
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="checkpoint.pt of a training run")],
+    out: Annotated[Path, typer.Option(help="folder of the bundle")],
+    steps: Annotated[int | None, typer.Option(help="DDIM steps; the configuration's by default")] = None,
+) -> None:
+    """Export a checkpoint as a policy bundle (ONNX), with its parity to torch checked."""
+    from vigil.train.export import export_bundle
+
+    bundle = export_bundle(checkpoint, out, steps)
+    parity = bundle.spec.parity
+    Console().print(
+        f"[green]{out}[/green]: bundle {bundle.content_hash[:12]}, "
+        f"largest difference to torch {max(parity.encoder, parity.chunks):.1e}"
+    )
