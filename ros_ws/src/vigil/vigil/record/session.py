@@ -1,0 +1,149 @@
+"""One episode while it is recorded: its file, its counts, and what is known of it."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from vigil.record.cdr import MessageType
+from vigil.record.episode import (
+    DISCARDED,
+    INTERRUPTED,
+    SUFFIX,
+    ControlLog,
+    EpisodeRecord,
+    TopicFacts,
+    choose_id,
+    free_name,
+    write_sidecar,
+)
+from vigil.record.writer import MEGABYTE, Counts, EpisodeWriter, Topic, free_bytes, sync_folder
+from vigil.rig import RigConfig, resolve
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the operator said about the episode to be recorded."""
+
+    episode_id: str
+    task: str
+    operator_id: str
+
+
+class RecordingSession:
+    """One open episode.
+
+    Args:
+        control_topic: absolute name of the arm's state, from which the source of control is noted.
+
+    Raises:
+        VigilError: the id makes no file name or is taken, or the disk is too full.
+
+    Attributes:
+        record: what is known of the episode.
+    """
+
+    def __init__(
+        self,
+        rig: RigConfig,
+        topics: list[Topic],
+        asked: Asked,
+        *,
+        clock: Literal["system", "simulated"],
+        now: int,
+        control_topic: str,
+        free: Callable[[Path], int] = free_bytes,
+    ) -> None:
+        wall = time.time()
+        self.record = EpisodeRecord(
+            episode_id=choose_id(asked.episode_id, wall),
+            rig=rig.name,
+            task=asked.task or rig.task,
+            operator_id=asked.operator_id,
+            clock=clock,
+            started=time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(wall)),
+            start_ns=now,
+            topics={topic.name: TopicFacts(type=topic.type_name) for topic in topics},
+        )
+        self._writer = EpisodeWriter(
+            resolve(rig.record.directory) / f"{self.record.episode_id}{SUFFIX}",
+            topics,
+            min_free=rig.record.min_free_mb * MEGABYTE,
+            header=self.record.metadata(),
+            free=free,
+        )
+        self._control = ControlLog(now)
+        self._control_topic = control_topic
+        self._control_type = next(
+            (MessageType(t.type_name, t.definition) for t in topics if t.name == control_topic), None
+        )
+
+    @property
+    def path(self) -> Path:
+        """The file that is being written."""
+        return self._writer.part
+
+    @property
+    def stopped(self) -> str:
+        """Why nothing is recorded any more, although the episode goes on; empty while all is well."""
+        return self._writer.stopped
+
+    @property
+    def counts(self) -> Counts:
+        """Messages written, and dropped by the writer, so far."""
+        return self._writer.counts
+
+    def put(self, topic: str, data: bytes, log_time: int, publish_time: int) -> None:
+        """Record one message; times in ns."""
+        self._writer.put(topic, data, log_time, publish_time)
+        if topic == self._control_topic and self._control_type is not None:
+            state = self._control_type.decode(data)
+            stamp = state.header.stamp.sec * 1_000_000_000 + state.header.stamp.nanosec
+            self._control.note(stamp, state.authority_name, state.event, state.reason, state.transition)
+
+    def end(self, outcome: str, reason: str, now: int, lost: Mapping[str, int]) -> Path:
+        """Complete the episode; gives the finished file.
+
+        Args:
+            outcome: one of `OUTCOMES`.
+            lost: messages, by topic, that never arrived.
+
+        Raises:
+            VigilError: the disk refuses.
+        """
+        path = self._finish(outcome, reason, now, lost)
+        return self._rename(path, DISCARDED) if outcome == DISCARDED else self._with_sidecar(path)
+
+    def interrupt(self, now: int, lost: Mapping[str, int]) -> Path:
+        """Complete the episode without an outcome: its recorder is asked to end.
+
+        Raises:
+            VigilError: the disk refuses.
+        """
+        return self._rename(self._finish("", INTERRUPTED, now, lost), INTERRUPTED)
+
+    def _finish(self, outcome: str, reason: str, now: int, lost: Mapping[str, int]) -> Path:
+        def footer(counts: Counts) -> Mapping[str, Mapping[str, str]]:
+            self.record.recording_stopped = self._writer.stopped
+            self.record.count(counts, lost)
+            return self.record.metadata()
+
+        self.record.outcome = outcome
+        self.record.termination_reason = reason
+        self.record.duration_s = max(now - self.record.start_ns, 0) / 1e9
+        self.record.control = self._control.spans
+        return self._writer.finish(footer)
+
+    def _rename(self, path: Path, word: str) -> Path:
+        target = free_name(path, word)
+        os.rename(path, target)
+        sync_folder(target.parent)
+        return self._with_sidecar(target)
+
+    def _with_sidecar(self, path: Path) -> Path:
+        write_sidecar(path, self.record)
+        return path

@@ -1,0 +1,1 @@
+"""Operator's devices, one small class each behind `vigil.teleop.device.Device`."""

@@ -1,0 +1,62 @@
+"""Steps of a joint or of the tool, added up to a target that stays reachable."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from vigil.kinematics import forward, inverse, rotation_from_vector
+from vigil.rig import ArmConfig
+
+REACHED_POSITION, REACHED_ROTATION = 2e-3, 2e-2  # m, rad; a Cartesian step that misses by more is not made
+
+
+class JogTarget:
+    """A target [N] in the order of the rig's columns, moved in small steps within the joint limits."""
+
+    def __init__(self, arm: ArmConfig) -> None:
+        self._names = arm.columns
+        self._lower = np.array([arm.limits[name].lower for name in self._names])
+        self._upper = np.array([arm.limits[name].upper for name in self._names])
+        self._joints = len(arm.joints)
+        self._tool = arm.tool_offset
+        self._target = np.zeros(len(self._names))
+
+    @property
+    def positions(self) -> np.ndarray:
+        """[N] rad and m."""
+        return self._target.copy()
+
+    def restart(self, measured: np.ndarray) -> None:
+        """Begin at the measured pose [N]."""
+        self._target = np.array(measured, float)
+
+    def step_column(self, index: int, step: float) -> bool:
+        """Move one column by ``step`` (rad or m); False at its limit."""
+        before = self._target[index]
+        self._target[index] = np.clip(before + step, self._lower[index], self._upper[index])
+        return bool(self._target[index] != before)
+
+    def step_gripper(self, step: float) -> bool:
+        """Open (positive) or close by ``step`` [m]; False at its limit."""
+        return self.step_column(self._joints, step)
+
+    def step_tool(self, translation: np.ndarray, rotation: np.ndarray) -> bool:
+        """Move the tool by ``translation`` [3] m and turn it by ``rotation`` [3] rad (axis times angle), both seen in
+        the base. False, and no step, if the arm cannot get there.
+        """
+        joints = self._target[: self._joints]
+        position, orientation = forward(joints, self._tool)
+        found = inverse(
+            position + translation,
+            rotation_from_vector(np.asarray(rotation, float)) @ orientation,
+            joints,
+            lower=self._lower[: self._joints],
+            upper=self._upper[: self._joints],
+            tool_offset=self._tool,
+            max_step=0.05,
+            iterations=10,
+        )
+        if not found.reached(REACHED_POSITION, REACHED_ROTATION):
+            return False
+        self._target[: self._joints] = found.q
+        return True

@@ -1,0 +1,214 @@
+"""The teleop node: reads the operator's device at a steady rate and publishes ``teleop/command``.
+
+It always publishes: without an operator the deadman is false and there are no positions, so that the arm knows the
+device is there. In lock step it works on the simulator's instants that are multiples of its period.
+
+    teleop/set_active    std_srvs/SetBool: the scripted operator takes over, or releases
+
+Parameters: ``on_alarm`` (the scripted operator answers alarms by itself), ``reaction_s`` (how long that takes it),
+``tty`` (terminal of the keyboard).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import partial
+from typing import Any
+
+import numpy as np
+from rclpy.clock import Clock, ClockType
+from sensor_msgs.msg import JointState
+from std_srvs.srv import SetBool
+from vigil_msgs.msg import ControlState, SimState, TaskState, TeleopCommand
+
+from vigil.errors import VigilError
+from vigil.node import (
+    EVENTS,
+    LATCHED,
+    NEWEST,
+    OK,
+    SENSOR,
+    WARN,
+    Health,
+    Inbox,
+    VigilNode,
+    nanoseconds,
+    spin_node,
+    to_stamp,
+)
+from vigil.teleop.device import Device, DeviceOptions, Reading, Surroundings, World
+from vigil.teleop.devices.factory import make_device
+
+TOO_OLD = 200_000_000  # [ns] of joint states and simulator states; older ones are not driven by
+
+
+class TeleopNode(VigilNode):
+    """Publishes what the operator commands."""
+
+    def __init__(self) -> None:
+        super().__init__("teleop")
+        self.declare_parameter("on_alarm", False)
+        self.declare_parameter("reaction_s", 0.5)
+        self.declare_parameter("tty", "")
+        self._entities: list[tuple[Any, Any]] = []
+        self._device: Device | None = None
+        self._inbox: Inbox | None = None
+
+    # Life cycle -----------------------------------------------------------------------------------------------
+
+    def setup(self) -> None:
+        rig = self.rig
+        reaction = self.get_parameter("reaction_s").value
+        if not 0.0 <= reaction <= 10.0:
+            raise VigilError(f"parameter `reaction_s` is {reaction}: allowed are 0 to 10 s")
+        self._period = round(1e9 / rig.teleop.rate)
+        options = DeviceOptions(
+            period=self._period / 1e9,
+            on_alarm=self.get_parameter("on_alarm").value,
+            reaction=reaction,
+            tty=self.get_parameter("tty").value,
+        )
+        self._columns = rig.arm.columns
+        self._joints: tuple[int, np.ndarray] | None = None  # stamp [ns], [N]
+        self._world: tuple[int, World] | None = None
+        self._arm, self._task = ControlState(), TaskState()
+        self._scene, self._sent = -1, 0
+        self._trouble = self._refused = ""  # why nobody can drive; what was the last bad input
+        self._command = TeleopCommand(names=list(self._columns))
+        self._device = make_device(rig, options)
+        self._device.open()
+        self._command.device = self._device.name
+        self._command_topic = self.create_publisher(TeleopCommand, "teleop/command", SENSOR)
+        self._entities.append((self.destroy_publisher, self._command_topic))
+        self._inbox = Inbox(self)  # what is read at every poll of the device
+        listen = self._listen if self.lockstep else self._inbox.listen
+        self._inbox.listen(ControlState, "arm/state", self._on_arm, LATCHED)
+        listen(JointState, f"{rig.arm.name}/joint_states", self._on_joint_states, NEWEST)
+        if rig.sim is not None:
+            listen(SimState, "sim/state", self._on_world, NEWEST)
+            self._inbox.listen(TaskState, "sim/task", self._on_task, EVENTS)
+        service = self.create_service(SetBool, "teleop/set_active", self._on_set_active)
+        self._entities.append((self.destroy_service, service))
+
+    def start(self) -> None:
+        self._last_tick = 0
+        if not self.lockstep:
+            clock = Clock(clock_type=ClockType.STEADY_TIME)
+            self._beat = self.create_timer(self._period / 1e9, lambda: self._tick(self.now()), clock=clock)
+
+    def stop(self) -> None:
+        if not self.lockstep:
+            self.destroy_timer(self._beat)
+        self._device.set_active(False)
+        self._send(max(self.now(), self._last_tick), Reading(False))
+
+    def teardown(self) -> None:
+        if self._inbox is not None:
+            self._inbox.close()
+            self._inbox = None
+        while self._entities:
+            destroy, entity = self._entities.pop()
+            destroy(entity)
+        if self._device is not None:
+            self._device.close()
+            self._device = None
+
+    def _listen(self, kind: type, topic: str, callback: Any, qos: Any) -> None:
+        subscription = self.create_subscription(kind, topic, callback, qos)
+        self._entities.append((self.destroy_subscription, subscription))
+
+    def diagnose(self) -> Iterable[Health]:
+        yield Health(
+            f"device {self._device.name}",
+            WARN if self._trouble else OK,
+            self._trouble or self._device.state,
+            {"deadman": self._command.deadman, "sent": self._sent, "last_refused": self._refused},
+        )
+
+    # Inputs ---------------------------------------------------------------------------------------------------
+
+    def _on_joint_states(self, message: JointState) -> None:
+        values = dict(zip(message.name, message.position, strict=False))
+        positions = np.array([values.get(name, np.nan) for name in self._columns])
+        if np.isfinite(positions).all():
+            self._joints = nanoseconds(message.header.stamp), positions
+            self._step_together()
+        else:
+            lacking = [n for n, v in zip(self._columns, positions, strict=True) if not np.isfinite(v)]
+            self._refused = f"joint states without finite positions of {', '.join(lacking)}"
+
+    def _on_world(self, message: SimState) -> None:
+        world = World(np.array(message.qpos), tuple(message.appearance))
+        self._world = nanoseconds(message.header.stamp), world
+        self._scene = message.scene
+        self._step_together()
+
+    def _on_arm(self, message: ControlState) -> None:
+        self._arm = message
+
+    def _on_task(self, message: TaskState) -> None:
+        self._task = message
+
+    def _on_set_active(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
+        refusal = self._device.set_active(request.data) if self.active else "the teleop node is not active"
+        if refusal and not request.data:
+            refusal = ""  # whoever asks for release gets what is so already
+        response.success, response.message = not refusal, refusal
+        return response
+
+    # Commands -------------------------------------------------------------------------------------------------
+
+    def _step_together(self) -> None:
+        """In lock step: once both parts of an instant that concerns us are here."""
+        if not (self.lockstep and self.active) or self._joints is None or self._world is None:
+            return
+        stamp = self._joints[0]
+        if stamp != self._world[0] or stamp % self._period:
+            return
+        if stamp == self._last_tick:
+            self._command_topic.publish(self._command)  # asked again: the answer was lost
+        else:
+            self._tick(stamp)
+
+    def _tick(self, now: int) -> None:
+        self._last_tick = now
+        self._inbox.fetch()
+        self._send(now, self._device.poll(now / 1e9, self._surroundings(now)))
+
+    def _surroundings(self, now: int) -> Surroundings:
+        def fresh(item: tuple[int, Any] | None) -> Any:
+            return item[1] if item is not None and now - item[0] <= TOO_OLD else None
+
+        measured, world = fresh(self._joints), fresh(self._world)
+        self._trouble = ""
+        if measured is None:
+            self._trouble = "no joint states: an operator cannot take over"
+        elif world is None and self.rig.sim is not None:
+            self._trouble = "no state of the simulation: the scripted operator cannot take over"
+        # Until the task tells of a new scene, what it told of the last one is history.
+        current = self._task.scene == self._scene
+        return Surroundings(
+            measured=measured,
+            world=world,
+            authority=self._arm.authority_name,
+            event=self._arm.event,
+            transition=self._arm.transition,
+            scene=self._scene,
+            success=current and self._task.success,
+            failure=current and self._task.failure,
+        )
+
+    def _send(self, now: int, reading: Reading) -> None:
+        command = self._command
+        command.header.stamp = to_stamp(now)
+        command.deadman, command.mode = reading.deadman, int(reading.mode)
+        command.positions = [] if reading.positions is None else reading.positions
+        command.request_hand_back = reading.hand_back
+        self._command_topic.publish(command)
+        self._sent += 1
+
+
+main = partial(spin_node, TeleopNode)
+
+if __name__ == "__main__":
+    main()
