@@ -1,0 +1,1 @@
+"""The side of a running rig that a program sees: its services, and the newest of its topics."""
