@@ -1,0 +1,536 @@
+"""The whole control step without ROS, against the controllers that the simulated hardware runs."""
+
+import numpy as np
+import pytest
+
+from vigil.arm.authority import Authority
+from vigil.arm.clutch import Mode, OperatorCommand
+from vigil.arm.controller import ArmController
+from vigil.arm.curves import SECOND
+from vigil.arm.tracking import Chunk
+from vigil.rig import RigConfig, load_rig
+from vigil.sim.controllers import JointTrajectoryController, Point
+
+TICK = SECOND // 100
+BEGIN = 1_000 * SECOND
+HORIZON, STEP_DT = 16, 0.05
+
+
+class World:
+    """Healthy inputs at their usual rates, and hardware that goes where its controller says."""
+
+    def __init__(self, rig, lockstep=False):
+        self.arm = ArmController(rig, lockstep=lockstep)
+        self.names = self.arm.columns.names
+        self.home = np.array([rig.arm.home[name] for name in self.names])
+        self.hardware = JointTrajectoryController(self.names, self.home)
+        self.now = BEGIN
+        self.silent: set[str] = set()
+        self.offset = np.zeros(8)  # measured minus desired, as by gravity or a hand
+        self.chunks_go_to = self.home + 0.3 * (np.arange(8) < 7)
+        self.device, self.mode = self.home, Mode.ABSOLUTE
+        self.deadman = self.hand_back = False
+        self.verdict, self.alarm = "NOMINAL", False
+        self.commands = []
+        self.plans = []
+
+    @property
+    def measured(self):
+        return self.hardware.sample(self.now)[0] + self.offset
+
+    def chunk(self, **changes):
+        """From where the arm is towards the goal at constant speed, seen 100 ms ago."""
+        start = self.arm.commanded
+        way = np.clip(self.chunks_go_to - start, -0.4, 0.4)
+        positions = start + way * np.linspace(0, 1, HORIZON)[:, None]
+        values = {
+            "stamp": self.now - SECOND // 10,
+            "names": self.names,
+            "step_dt": STEP_DT,
+            "horizon": HORIZON,
+            "positions": positions.ravel(),
+        }
+        return Chunk(**{**values, **changes})
+
+    def operator(self, **changes):
+        values = {
+            "stamp": self.now,
+            "deadman": self.deadman,
+            "mode": self.mode,
+            "names": self.names,
+            "positions": self.device,
+            "request_hand_back": self.hand_back,
+        }
+        return OperatorCommand(**{**values, **changes})
+
+    def feed(self):
+        count = (self.now - BEGIN) // TICK
+        arm, silent = self.arm, self.silent
+        if "joint_states" not in silent:
+            arm.on_joint_states(self.now, self.names, self.measured, self.now)
+        if count % 3 == 0:
+            for camera in ("wrist", "scene"):
+                if camera not in silent:
+                    arm.on_camera(camera, self.now)
+        if count % 20 == 0 and "chunk" not in silent:
+            arm.on_chunk(self.chunk(), self.now)
+        if count % 20 == 0 and "monitor" not in silent:
+            arm.on_monitor(self.now - SECOND // 10, self.verdict, self.alarm, "", self.now)
+        if count % 5 == 0 and "operator" not in silent:
+            arm.on_operator(self.operator(), self.now)
+
+    def step(self, ticks=1):
+        for _ in range(ticks):
+            self.feed()
+            plan = self.arm.tick(self.now)
+            self.plans.append(plan)
+            if plan is not None:
+                self.send(plan)
+            self.commands.append(self.hardware.sample(self.now + TICK)[0])
+            self.now += TICK
+        return self
+
+    def send(self, plan):
+        points = [
+            Point(round(ahead * 1e9), position, velocity)
+            for ahead, position, velocity in zip(plan.times, plan.positions, plan.velocities, strict=True)
+        ]
+        self.hardware.accept(self.names, points, plan.stamp, self.now)
+
+    def engage(self):
+        answer = self.arm.engage(self.now)
+        assert answer.granted, answer.message
+        return self
+
+    def take_over(self):
+        self.deadman = True
+        self.arm.on_operator(self.operator(), self.now)
+        return self
+
+    def assert_inside(self):
+        columns, sent = self.arm.columns, np.array(self.commands)
+        assert (sent >= columns.lower - 1e-12).all() and (sent <= columns.upper + 1e-12).all()
+        for order, limit in ((1, columns.velocity), (2, columns.acceleration), (3, columns.jerk)):
+            rate = np.abs(np.diff(sent, order, axis=0)) / 0.01**order
+            assert (rate <= limit * (1 + 1e-6)).all(), (
+                f"derivative {order}: {(rate / limit).max()} of its limit"
+            )
+
+
+@pytest.fixture(scope="module")
+def rig():
+    return load_rig("franka_sim")
+
+
+@pytest.fixture
+def world(rig):
+    return World(rig).step(30)
+
+
+@pytest.fixture
+def moving(world):
+    """The policy moves the arm."""
+    world.engage().step(60)
+    assert np.abs(world.commands[-1] - world.commands[-2])[:7].max() > 1e-3
+    return world
+
+
+def assert_held(world, event, *words):
+    last = world.arm.machine.last
+    assert last.target is Authority.HOLD and last.event == event, last
+    for word in words:
+        assert word in last.reason
+    world.step(60)
+    assert world.plans[-1] is None, "at rest nothing is sent"
+    assert np.array_equal(world.commands[-1], world.commands[-2])
+    world.assert_inside()
+
+
+def test_a_chunk_moves_the_arm_to_where_it_says(moving):
+    moving.step(300)
+    assert moving.arm.authority is Authority.POLICY
+    assert moving.commands[-1] == pytest.approx(moving.chunks_go_to, abs=0.02)
+    assert np.abs(moving.arm.first_step).max() <= 0.01
+    moving.assert_inside()
+
+
+def test_nothing_moves_before_engage(world):
+    assert world.arm.authority is Authority.HOLD and set(world.plans) == {None}
+    assert world.arm.blocked_by == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "needle"),
+    [
+        ("joint_states", "joint_states: nothing"),
+        ("chunk", "chunk: nothing"),
+        ("monitor", "monitor: nothing"),
+        ("operator", "operator: nothing"),
+        ("wrist", "camera wrist: nothing"),
+        ("scene", "camera scene: nothing"),
+    ],
+)
+def test_engage_needs_every_input_and_names_the_missing_one(world, name, needle):
+    world.silent.add(name)
+    world.step(80)  # longer than the longest limit
+    answer = world.arm.engage(world.now)
+    assert not answer.granted and needle in answer.message and needle in world.arm.blocked_by
+    assert world.arm.authority is Authority.HOLD
+    world.silent.clear()
+    world.step(30).engage()
+
+
+@pytest.mark.parametrize(
+    ("name", "event", "limit"),
+    [
+        ("joint_states", "stale_joint_states", 0.15),
+        ("chunk", "stale_chunk", 0.6),
+        ("monitor", "missing_input", 0.7),
+        ("operator", "missing_input", 0.25),
+        ("wrist", "missing_input", 0.3),
+        ("scene", "missing_input", 0.3),
+    ],
+)
+def test_a_silent_input_holds_the_arm_within_its_limit_and_is_named(moving, name, event, limit):
+    moving.step(120)  # the time to begin is over
+    moving.chunks_go_to = moving.home
+    moving.step(25)
+    heard_until = moving.now
+    moving.silent.add(name)
+    while moving.arm.authority is Authority.POLICY:
+        moving.step()
+        assert moving.now < heard_until + (limit + 0.05) * SECOND
+    assert_held(moving, event, name.replace("wrist", "camera wrist").replace("scene", "camera scene"))
+    moving.silent.clear()
+    moving.step(30).engage().step(100)
+    assert moving.arm.authority is Authority.POLICY, "resumes on request"
+
+
+def test_a_node_that_dies_holds_the_arm_at_once(moving):
+    for name in ("record", "teleop"):
+        moving.arm.on_node(name, alive=True, left=False, now=moving.now)
+    assert moving.arm.on_node("record", alive=False, left=False, now=moving.now)
+    assert_held(moving, "missing_input", "record: the node died")
+    assert "record: the node died" in moving.arm.engage(moving.now).message
+    moving.arm.on_node("record", alive=True, left=False, now=moving.now)
+    moving.step(30).engage()
+
+
+BROKEN = {
+    "nan": {"positions": np.full(HORIZON * 8, np.nan)},
+    "inf": {"positions": np.full(HORIZON * 8, np.inf)},
+    "huge": {"positions": np.full(HORIZON * 8, 1e9)},
+    "names": {"names": ("a", "b", "c", "d", "e", "f", "g", "h")},
+    "shape": {"positions": np.zeros(5)},
+    "horizon": {"horizon": 3},
+    "step": {"step_dt": -1.0},
+    "future": {"stamp": BEGIN * 2},
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_broken_chunk_never_moves_the_arm_and_holds_it(moving, kind):
+    moving.chunks_go_to = moving.arm.commanded
+    assert moving.arm.on_chunk(moving.chunk(**BROKEN[kind]), moving.now)
+    assert moving.arm.counts["chunk"] == 1
+    assert_held(moving, "bad_chunk", "bad chunk")
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_with_only_broken_chunks_engage_is_refused_with_the_reason(world, kind):
+    world.silent.add("chunk")
+    world.step(60)
+    world.arm.on_chunk(world.chunk(**BROKEN[kind]), world.now)
+    answer = world.arm.engage(world.now)
+    assert not answer.granted and "last refused: " in answer.message
+    before = world.commands[-1]
+    assert np.array_equal(world.step(20).commands[-1], before)
+
+
+def test_a_chunk_observed_before_engage_does_not_move_the_arm(world):
+    world.silent.add("chunk")
+    world.engage()
+    world.arm.on_chunk(world.chunk(stamp=world.now - 1), world.now)
+    world.step(20)
+    assert world.arm.authority is Authority.POLICY and set(world.plans) == {None}
+    assert world.arm.counts["late_chunk"] == 1
+
+
+def test_policy_that_never_answers_after_engage_is_given_up(world):
+    world.silent.add("chunk")
+    world.engage().step(160)
+    assert_held(world, "stale_chunk", "chunk: nothing")
+
+
+@pytest.mark.parametrize(("verdict", "alarm"), [("ALARM", True), ("ALARM", False), ("OUT_OF_RANGE", False)])
+def test_an_alarm_holds_before_the_next_tick(moving, verdict, alarm):
+    arm = moving.arm
+    assert arm.on_monitor(moving.now - SECOND // 10, verdict, alarm, "rnd and ace", moving.now)
+    assert arm.authority is Authority.HOLD and arm.machine.last.event_stamp == moving.now
+    stop = arm.stop_now(moving.now)
+    assert stop is not None and not stop.velocities[-1].any()
+    assert stop.positions[0] == pytest.approx(moving.plans[-1].positions[0])
+    assert arm.first_command == moving.now, "the stop begins at once"
+    assert_held(moving, "alarm", verdict, "rnd and ace")
+
+
+@pytest.mark.parametrize("verdict", ["NOMINAL", "BENIGN_OOD", "UNCERTAIN", "UNCALIBRATED"])
+def test_other_verdicts_do_not_hold(moving, verdict):
+    moving.verdict = verdict
+    moving.step(60)
+    assert moving.arm.authority is Authority.POLICY
+
+
+def test_a_verdict_on_what_was_seen_before_engage_does_not_hold(world):
+    world.alarm = True
+    world.step(20).engage()
+    assert not world.arm.on_monitor(world.now - 1, "ALARM", True, "", world.now)
+    assert world.arm.authority is Authority.POLICY
+
+
+def test_without_a_monitor_none_is_needed(rig):
+    world = World(RigConfig.model_validate({**rig.model_dump(), "monitor": {"level": "none"}}))
+    world.silent.add("monitor")
+    world.step(30).engage().step(200)
+    assert world.arm.authority is Authority.POLICY
+
+
+@pytest.mark.parametrize("mode", Mode)
+def test_takeover_in_motion_does_not_jump(moving, mode):
+    """Complaint 3: a takeover jumps."""
+    moving.mode, moving.device = mode, moving.home + 0.5 * (np.arange(8) < 7)
+    moving.take_over().step()
+    assert moving.arm.authority is Authority.OPERATOR and moving.arm.first_command == moving.now - TICK
+    assert np.abs(moving.arm.first_step)[:7].max() <= 0.01
+    moving.step(400)
+    moving.assert_inside()
+    if mode is Mode.ABSOLUTE:
+        assert moving.commands[-1][:7] == pytest.approx(moving.device[:7], abs=1e-3)
+
+
+def test_takeover_of_a_lagging_arm_waits_until_it_is_close(moving):
+    """Neither a step of the command nor a first command far from the arm."""
+    moving.offset = -0.03 * (np.arange(8) < 7)
+    moving.step()
+    moving.take_over()
+    assert moving.arm.authority is Authority.HOLD and "slowing down" in moving.arm.machine.last.reason
+    moving.offset = moving.offset * 0.2
+    moving.step()
+    assert moving.arm.authority is Authority.OPERATOR
+    assert np.abs(moving.arm.first_step)[:7].max() <= 0.01
+    moving.step(50)
+    moving.assert_inside()
+
+
+def test_takeover_that_waits_is_given_up_with_the_deadman(moving):
+    moving.offset = -0.03 * (np.arange(8) < 7)
+    moving.step()
+    moving.take_over()
+    moving.deadman = False
+    moving.arm.on_operator(moving.operator(stamp=moving.now + 1), moving.now + 1)
+    moving.offset = np.zeros(8)
+    moving.step(60)
+    assert moving.arm.authority is Authority.HOLD
+
+
+def test_takeover_from_hold_starts_at_the_measured_pose(moving):
+    moving.arm.hold(moving.now)
+    moving.step(60)
+    moving.offset = 0.05 * (np.arange(8) < 7)  # somebody leans on the arm
+    moving.step(5)
+    moving.take_over()
+    before = moving.measured
+    moving.step()
+    assert np.abs(moving.plans[-1].positions[0] - before)[:7].max() <= 0.01
+    assert moving.arm.first_command == moving.now - TICK, "within one period"
+
+
+def test_releasing_the_deadman_holds(moving):
+    moving.take_over().step(50)
+    moving.deadman = False
+    moving.step(5)
+    assert_held(moving, "release", "released the deadman")
+
+
+def test_a_lost_operator_holds_and_may_resume(moving):
+    moving.take_over().step(50)
+    moving.silent.add("operator")
+    moving.step(27)
+    assert_held(moving, "release", "operator: nothing for")
+    moving.silent.clear()
+    moving.step(6)
+    assert moving.arm.authority is Authority.OPERATOR
+
+
+def test_old_or_future_commands_are_no_sign_of_life(moving):
+    for stamp in (moving.now - SECOND, moving.now + SECOND):
+        assert not moving.arm.on_operator(moving.operator(stamp=stamp, deadman=True), moving.now)
+    assert moving.arm.authority is Authority.POLICY and moving.arm.counts["teleop"] == 2
+
+
+@pytest.mark.parametrize("changes", [{"positions": np.full(8, np.nan)}, {"names": ("x",) * 8}, {"mode": 9}])
+def test_a_broken_command_holds_until_the_deadman_is_pressed_anew(moving, changes):
+    moving.take_over().step(20)
+    moving.arm.on_operator(moving.operator(**changes), moving.now)
+    assert_held(moving, "bad_command")
+    assert moving.arm.authority is Authority.HOLD, "still pressed: not taken over again"
+    moving.deadman = False
+    moving.step(5)
+    moving.deadman = True
+    moving.step(5)
+    assert moving.arm.authority is Authority.OPERATOR
+
+
+def test_a_broken_command_does_not_take_over(moving):
+    moving.arm.on_operator(moving.operator(deadman=True, positions=np.full(8, np.nan)), moving.now)
+    assert moving.arm.authority is Authority.POLICY
+
+
+@pytest.mark.parametrize("way", ["button", "service"])
+def test_hand_back_flushes_and_waits_for_a_new_observation(moving, way):
+    moving.take_over().step(50)
+    if way == "button":
+        moving.hand_back = True
+        moving.arm.on_operator(moving.operator(), moving.now)
+    else:
+        assert moving.arm.hand_back(moving.now).granted
+    handed = moving.now
+    assert moving.arm.authority is Authority.POLICY
+    moving.arm.on_chunk(moving.chunk(stamp=handed), moving.now)
+    assert moving.arm.counts["late_chunk"] >= 1, "observed before this instant"
+    moving.step(100)
+    assert moving.arm.authority is Authority.POLICY, "the deadman that is still held does not take it back"
+    assert moving.arm.first_command >= handed
+    moving.assert_inside()
+    moving.deadman = moving.hand_back = False
+    moving.step(5)
+    moving.take_over()
+    assert moving.arm.authority is Authority.OPERATOR
+
+
+def test_hand_back_is_refused_while_something_is_missing(moving):
+    moving.take_over().step(20)
+    moving.silent.add("chunk")
+    moving.step(60)
+    answer = moving.arm.hand_back(moving.now)
+    assert not answer.granted and "chunk: nothing" in answer.message
+    assert moving.arm.authority is Authority.OPERATOR
+
+
+def test_estop_stops_inside_the_limits_and_latches(moving):
+    assert moving.arm.estop(moving.now).granted
+    moving.step(60)
+    assert moving.plans[-1] is None
+    moving.assert_inside()
+    for request in ("engage", "hand_back", "hold"):
+        answer = getattr(moving.arm, request)(moving.now)
+        assert not answer.granted and "arm/reset" in answer.message
+    moving.take_over()
+    assert moving.arm.authority is Authority.ESTOP and "arm/reset" in moving.arm.blocked_by
+    assert moving.arm.estop(moving.now).granted
+    assert moving.arm.reset(moving.now).granted and moving.arm.authority is Authority.HOLD
+
+
+def test_requests_that_change_nothing_are_answered_clearly(world):
+    assert world.arm.hold(world.now).granted
+    answer = world.arm.reset(world.now)
+    assert not answer.granted and "allowed from ESTOP" in answer.message
+    world.engage()
+    assert "POLICY has control" in world.arm.engage(world.now).message
+
+
+def test_a_jump_of_the_joints_holds_and_sends_nothing(moving):
+    moving.hardware.hold(moving.home - 0.4 * (np.arange(8) < 7))  # the simulation was reset
+    moving.chunks_go_to = moving.home
+    moving.step()
+    assert moving.arm.authority is Authority.HOLD and "jumped" in moving.arm.machine.last.reason
+    assert moving.plans[-1] is None
+    moving.step(50)
+    assert set(moving.plans[-50:]) == {None}
+    moving.commands.clear()
+    moving.engage().step(100)
+    assert np.abs(moving.arm.first_step).max() <= 0.01, "anchored anew at the measured pose"
+    moving.assert_inside()
+
+
+def test_the_gripper_goes_on_from_its_last_command(moving):
+    """It holds an object: measured width and command differ by what it squeezes with."""
+    moving.chunks_go_to = moving.home * (np.arange(8) < 7)
+    moving.step(300)
+    assert moving.commands[-1][-1] == pytest.approx(0.0, abs=0.002)
+    closed = moving.commands[-1][-1]
+    moving.arm.hold(moving.now)
+    moving.step(30)
+    moving.offset[-1] = 0.025
+    moving.step(20)
+    moving.device = moving.home * (np.arange(8) < 7)
+    moving.take_over().step(5)
+    assert moving.plans[-1].positions[0][-1] == pytest.approx(closed, abs=0.003)
+
+
+def test_a_joint_outside_its_limits_blocks_engage(world):
+    world.hardware.hold(world.home * (np.arange(8) != 3))
+    world.step(5)
+    assert "fr3_joint4 is at 0.000, outside" in world.arm.engage(world.now).message
+
+
+def test_two_sources_in_one_tick_leave_one_in_control(moving):
+    moving.arm.on_monitor(moving.now, "ALARM", True, "", moving.now)
+    moving.take_over()
+    moving.step(50)
+    assert moving.arm.authority is Authority.OPERATOR
+    moving.assert_inside()
+
+
+def test_in_lock_step_silence_of_wall_time_is_no_fault(rig):
+    world = World(rig, lockstep=True)
+    world.silent |= {"operator", "wrist", "scene"}
+    world.step(30).engage().step(200)
+    assert world.arm.authority is Authority.POLICY
+    world.silent.add("chunk")
+    world.step(60)
+    assert world.arm.machine.last.event == "stale_chunk"
+
+
+@pytest.mark.parametrize("seed", [3, 11])
+def test_fuzz_over_all_sources_stays_inside_the_limits(rig, seed):
+    """Random inputs, requests and faults, valid and broken; what reaches the hardware stays inside the envelope."""
+    rng = np.random.default_rng(seed)
+    world = World(rig).step(30)
+    span = world.arm.columns.upper - world.arm.columns.lower
+    authorities = set()
+    for _ in range(250):
+        arm, now = world.arm, world.now
+        match rng.integers(14):
+            case 0 | 1 | 2:
+                arm.engage(now)
+            case 3:
+                arm.hold(now)
+            case 4:
+                world.deadman = bool(rng.integers(2))
+                world.mode = Mode(rng.integers(2))
+            case 5:
+                world.device = rng.uniform(arm.columns.lower - span, arm.columns.upper + span)
+            case 6 | 7:
+                world.chunks_go_to = rng.uniform(arm.columns.lower, arm.columns.upper)
+            case 8:
+                arm.on_chunk(world.chunk(**BROKEN[rng.choice(list(BROKEN))]), now)
+            case 9:
+                arm.on_operator(
+                    world.operator(positions=np.full(8, rng.choice([np.nan, np.inf, 1e300]))), now
+                )
+            case 10:
+                arm.on_monitor(now, "ALARM", True, "", now)
+            case 11:
+                arm.estop(now) if rng.random() < 0.3 else arm.reset(now)
+            case 12:
+                world.hand_back = bool(rng.integers(2))
+                arm.on_joint_states(now, world.names, np.full(8, np.nan), now)
+            case 13:
+                world.silent = {
+                    str(rng.choice(["chunk", "monitor", "operator", "wrist", "joint_states", ""]))
+                }
+        world.step(int(rng.integers(1, 25)))
+        authorities.add(world.arm.authority)
+    assert authorities == set(Authority)
+    world.assert_inside()

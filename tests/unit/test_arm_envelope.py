@@ -1,0 +1,179 @@
+"""No sequence of targets makes the envelope give out a setpoint outside the limits."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vigil.arm.columns import Columns, Refused
+from vigil.arm.envelope import Envelope
+from vigil.rig import JointLimits, load_rig
+
+PERIOD = 0.01
+EPS = 1e-9
+
+
+@pytest.fixture(scope="module")
+def columns():
+    return Columns(load_rig("franka_sim").arm.limits)
+
+
+@pytest.fixture
+def envelope(columns):
+    made = Envelope(columns, PERIOD)
+    made.anchor(0.5 * (columns.lower + columns.upper))
+    return made
+
+
+def assert_inside(columns, positions):
+    """All limits, from the given-out positions [T, N] alone, as a bag would be checked."""
+    positions = np.asarray(positions)
+    assert np.isfinite(positions).all()
+    assert (positions >= columns.lower).all() and (positions <= columns.upper).all()
+    for order, limit in ((1, columns.velocity), (2, columns.acceleration), (3, columns.jerk)):
+        rate = np.abs(np.diff(positions, order, axis=0)) / PERIOD**order
+        assert (rate <= limit * (1 + EPS)).all(), f"derivative {order}: {(rate / limit).max()} of its limit"
+
+
+def run(envelope, targets):
+    positions = [envelope.setpoint.position]
+    for position, velocity in targets:
+        try:
+            positions.append(envelope.track(position, velocity).position)
+        except Refused:
+            positions.append(envelope.brake().position)
+    return positions
+
+
+def hostile_targets(columns, rng, steps):
+    """Changing moods: noise, fixed targets, the limits themselves, huge values, NaN and inf."""
+    n, mood, left = len(columns), 0, 0
+    span = columns.upper - columns.lower
+    for _ in range(steps):
+        if left == 0:
+            mood, left = rng.integers(7), rng.integers(1, 60)
+            goal = rng.uniform(columns.lower - span, columns.upper + span)
+            speed = 3 * columns.velocity * rng.normal(size=n)
+        left -= 1
+        if mood == 0:
+            yield rng.uniform(columns.lower - span, columns.upper + span), speed * rng.normal(size=n)
+        elif mood == 1:
+            yield goal, speed
+        elif mood == 2:
+            yield np.where(goal > 0, columns.upper, columns.lower), speed
+        elif mood == 3:
+            yield np.copysign(1e300, goal), np.copysign(1e300, speed)
+        elif mood == 4:
+            yield np.where(rng.random(n) < 0.2, rng.choice([np.nan, np.inf, -np.inf]), goal), speed
+        elif mood == 5:
+            yield goal, np.zeros(n)
+        else:
+            yield goal * 1e-9, speed * 1e-9
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_hostile_targets_never_leave_the_limits(envelope, columns, seed):
+    positions = run(envelope, hostile_targets(columns, np.random.default_rng(seed), 12_000))
+    assert_inside(columns, positions)
+    assert np.ptp(positions, axis=0) == pytest.approx(columns.upper - columns.lower, rel=0.05), (
+        "the fuzz reached both ends of every range"
+    )
+
+
+targets = st.lists(
+    st.tuples(st.floats(width=64), st.floats(width=64), st.integers(1, 40)), min_size=1, max_size=12
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(targets)
+def test_any_sequence_of_floats(columns, sequence):
+    envelope = Envelope(columns, PERIOD)
+    n = len(columns)
+    steps = [(np.full(n, p), np.full(n, v)) for p, v, times in sequence for _ in range(times)]
+    assert_inside(columns, run(envelope, steps))
+
+
+def test_follows_a_smooth_target_closely_and_quietly(envelope, columns):
+    """Chasing each target in minimal time would make the joint buzz: the jerk must stay near the target's own."""
+    start = envelope.setpoint.position
+    times = np.arange(400) * PERIOD
+    rate = 2 * np.pi * 0.5
+
+    def target(t):
+        return start + 0.3 * span * (1 - np.cos(rate * t)), 0.3 * span * rate * np.sin(rate * t)
+
+    span = np.where(np.arange(len(columns)) < 7, 1.0, 0.02)
+    positions = np.array([envelope.track(*target(t + envelope.lookahead)).position for t in times])
+    wanted = np.array([target(t + PERIOD)[0] for t in times])
+    settled = slice(50, None)
+    assert np.abs(positions - wanted)[settled].max() < 2e-3
+    jerk, own = (np.diff(x[settled], 3, axis=0) / PERIOD**3 for x in (positions, wanted))
+    assert (jerk.std(axis=0) < 2 * own.std(axis=0) + 1.0).all()
+
+
+def test_a_stop_decelerates_inside_the_limits(envelope, columns):
+    positions = [envelope.setpoint.position]
+    fast = columns.upper, columns.velocity
+    for _ in range(35):
+        positions.append(envelope.track(*fast).position)
+    assert not envelope.at_rest
+    promised = envelope.rest_position
+    times, plan, speeds = envelope.stop_plan(6)
+    assert times[0] == 0 and (np.diff(times) >= PERIOD - EPS).all() and not speeds[-1].any()
+    assert plan[0] == pytest.approx(positions[-1]) and plan[-1] == pytest.approx(promised)
+    while not envelope.at_rest:
+        positions.append(envelope.brake().position)
+    assert_inside(columns, positions)
+    assert positions[-1] == pytest.approx(promised, abs=1e-9)
+    slowest = columns.velocity / columns.acceleration + columns.acceleration / columns.jerk
+    assert (len(positions) - 36) * PERIOD <= slowest.max() + 3 * PERIOD, "as short as the limits allow"
+    assert envelope.brake().position == pytest.approx(promised), "and stays there"
+
+
+@pytest.mark.parametrize("column", [0, 3, 7])
+def test_starts_outside_the_limits_without_raising(envelope, columns, column):
+    """Noise puts a measured pose beyond a limit, or a velocity where no stop fits any more."""
+    position = 0.5 * (columns.lower + columns.upper)
+    position[column] = columns.upper[column] + 1e-3
+    velocity = np.zeros(len(columns))
+    velocity[column] = 1.5 * columns.velocity[column]
+    acceleration = np.zeros(len(columns))
+    acceleration[column] = 2 * columns.acceleration[column]
+    envelope.anchor(position, velocity, acceleration)
+    positions = [envelope.setpoint.position]
+    positions += [envelope.brake().position for _ in range(60)]
+    positions += run(envelope, [(position + 1, velocity)] * 60)
+    assert_inside(columns, positions)
+
+
+def test_anchoring_in_motion_keeps_the_motion(envelope, columns):
+    for _ in range(20):
+        before = envelope.track(columns.upper, 0.5 * columns.velocity)
+    envelope.anchor(before.position, before.velocity, before.acceleration)
+    positions = [before.position - PERIOD * before.velocity, before.position]
+    positions.append(envelope.brake().position)
+    assert np.diff(positions, 2, axis=0) / PERIOD**2 == pytest.approx(
+        np.broadcast_to(before.acceleration, (1, len(columns))), abs=10.5
+    )
+
+
+@pytest.mark.parametrize("bad", [[np.nan] * 8, [0.0] * 7 + [np.inf], [0.0] * 7, [[0.0] * 8]])
+def test_refuses_what_is_not_a_target(envelope, bad):
+    before = envelope.setpoint
+    with pytest.raises(Refused, match=r"finite|shape"):
+        envelope.track(bad, np.zeros(8))
+    with pytest.raises(Refused, match=r"finite|shape"):
+        envelope.track(np.zeros(8), bad)
+    with pytest.raises(Refused, match=r"finite|shape"):
+        envelope.anchor(bad)
+    assert np.array_equal(envelope.setpoint.position, before.position)
+
+
+def test_tiny_limits_do_not_break_the_solver():
+    columns = Columns(
+        {"slow": JointLimits(lower=-1e-3, upper=1e-3, velocity=1e-3, acceleration=1e-2, jerk=1e-1)}
+    )
+    envelope = Envelope(columns, PERIOD)
+    rng = np.random.default_rng(1)
+    assert_inside(columns, run(envelope, hostile_targets(columns, rng, 2000)))

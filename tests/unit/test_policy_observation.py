@@ -1,0 +1,167 @@
+"""Preparation of images, and joining inputs by their stamps."""
+
+from array import array
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vigil.policy.observation import ObservationBuffer, Rejected, frame_view, prepare_image
+
+MS = 1_000_000
+FRAME = np.zeros((480, 640, 3), np.uint8)
+
+
+def buffer(max_skew: float = 0.04) -> ObservationBuffer:
+    return ObservationBuffer({"wrist": (480, 640), "scene": (480, 640)}, ("j1", "j2", "gripper"), max_skew)
+
+
+def test_images_are_averaged_over_the_whole_view():
+    image = np.zeros((480, 640, 3), np.uint8)
+    image[:, :320] = (200, 100, 0)
+    small = prepare_image(image, 96)
+    assert small.shape == (96, 96, 3) and small.dtype == np.uint8
+    assert (small[:, :48] == (200, 100, 0)).all() and (small[:, 48:] == 0).all()
+
+
+def test_preparation_is_pinned():
+    """Training, serving and export depend on these very bytes."""
+    rows, columns = np.mgrid[0:480, 0:640]
+    image = np.stack([rows % 256, columns % 256, (rows + columns) % 256], axis=-1).astype(np.uint8)
+    assert np.array_equal(prepare_image(image, 96), cv2.resize(image, (96, 96), interpolation=cv2.INTER_AREA))
+    exact = image.reshape(96, 5, 640, 3).mean(axis=1)  # rows divide evenly; columns fall on thirds of a pixel
+    weights = np.clip(np.minimum.outer(np.arange(1, 97) * 640 / 96, np.arange(1, 641)), None, None)
+    weights -= np.maximum.outer(np.arange(96) * 640 / 96, np.arange(640))
+    exact = np.einsum("ij,rjc->ric", np.clip(weights, 0, None), exact) * 96 / 640
+    assert np.abs(prepare_image(image, 96) - exact).max() <= 1
+
+
+def test_a_prepared_image_is_left_alone():
+    image = np.random.default_rng(0).integers(0, 255, (96, 96, 3), np.uint8)
+    assert np.array_equal(prepare_image(image, 96), image)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        np.zeros((4, 4)),
+        np.zeros((4, 4, 3)),
+        np.zeros((4, 4, 4), np.uint8),
+        np.zeros((0, 4, 3), np.uint8),
+        [1],
+    ],
+)
+def test_what_is_no_image_is_refused(image):
+    with pytest.raises(Rejected, match=r"image"):
+        prepare_image(image, 96)
+
+
+def test_frame_view_does_not_copy():
+    data = array("B", range(24))
+    view = frame_view("rgb8", 2, 4, 12, data)
+    assert view.shape == (2, 4, 3)
+    data[0] = 99
+    assert view[0, 0, 0] == 99
+
+
+@pytest.mark.parametrize(
+    ("encoding", "step", "size", "reason"),
+    [("bgr8", 12, 24, "bgr8"), ("rgb8", 16, 32, "step of 16"), ("rgb8", 12, 23, "23 bytes")],
+)
+def test_frames_of_another_layout_are_refused(encoding, step, size, reason):
+    with pytest.raises(Rejected, match=reason):
+        frame_view(encoding, 2, 4, step, bytes(size))
+
+
+def test_a_set_is_joined_by_stamps_and_names():
+    inputs = buffer()
+    assert "wrist, scene" in inputs.missing()
+    inputs.add_frame("wrist", 100 * MS, FRAME)
+    inputs.add_frame("scene", 100 * MS, FRAME)
+    assert inputs.missing() == "no joint state"
+    inputs.add_joints(90 * MS, ["j2", "other", "gripper", "j1"], [2.0, 9.0, 0.08, 1.0])
+    assert inputs.newest() is None and "10 ms older" in inputs.missing()
+    inputs.add_joints(101 * MS, ["gripper", "j1", "j2"], [0.04, 3.0, 4.0])
+    observation = inputs.newest()
+    assert observation.state.tolist() == pytest.approx([3.0, 4.0, 0.04])
+    assert observation.stamp == 101 * MS and observation.skew == 1 * MS
+    assert set(observation.images) == {"wrist", "scene"} and inputs.missing() == ""
+
+
+@given(st.permutations(range(12)))
+def test_cameras_that_expose_together_are_paired_in_any_order_of_arrival(order):
+    """Three exposures 33 ms apart; messages of different sources overtake each other, within one source they do not."""
+    inputs = buffer()
+    queues = {
+        source: [(source, 100 + 33 * i, i) for i in range(n)]
+        for source, n in (("wrist", 3), ("scene", 3), ("joints", 6))
+    }
+    names = [name for name, queue in queues.items() for _ in queue]
+    for index in order:
+        source, stamp, number = queues[names[index]].pop(0)
+        if source == "joints":
+            inputs.add_joints((100 + 20 * number) * MS, ["j1", "j2", "gripper"], [number, 0, 0])
+        else:
+            inputs.add_frame(source, stamp * MS, np.full((480, 640, 3), number, np.uint8))
+        observation = inputs.newest()
+        if observation is not None:
+            seen = {int(image[0, 0, 0]) for image in observation.images.values()}
+            assert len(seen) == 1, "frames of two exposures in one set"
+    assert observation is not None and observation.images["wrist"][0, 0, 0] == 2
+
+
+def test_inputs_too_far_apart_make_no_set():
+    inputs = buffer(max_skew=0.02)
+    inputs.add_frame("wrist", 100 * MS, FRAME)
+    inputs.add_frame("scene", 130 * MS, FRAME)
+    inputs.add_joints(130 * MS, ["j1", "j2", "gripper"], [0, 0, 0])
+    assert inputs.newest() is None
+    assert "camera wrist is 30 ms older than" in inputs.missing() and "max_skew of 20 ms" in inputs.missing()
+
+
+@pytest.mark.parametrize(
+    ("names", "positions", "reason"),
+    [
+        (["j1", "j2", "gripper"], [0.0, float("nan"), 0.0], "j2.*not finite"),
+        (["j1", "j2", "gripper"], [float("inf"), 0.0, 0.0], "j1.*not finite"),
+        (["j1", "gripper"], [0.0, 0.0], r"lacks \['j2'\]"),
+        (["a", "b", "c"], [0.0, 0.0, 0.0], r"lacks \['j1', 'j2', 'gripper'\]"),
+        (["j1", "j2", "gripper"], [0.0, 0.0], "3 names but 2 positions"),
+        ([], [], "lacks"),
+    ],
+)
+def test_bad_joint_states_are_refused(names, positions, reason):
+    inputs = buffer()
+    with pytest.raises(Rejected, match=reason):
+        inputs.add_joints(0, names, positions)
+    assert inputs.newest() is None
+
+
+def test_a_bad_joint_state_after_good_ones_makes_no_set():
+    inputs = buffer()
+    good = ["j1", "j2", "gripper"]
+    inputs.add_joints(95 * MS, good, [0, 0, 0])
+    with pytest.raises(Rejected):
+        inputs.add_joints(100 * MS, good, [0, float("nan"), 0])
+    for camera in ("wrist", "scene"):
+        inputs.add_frame(camera, 100 * MS, FRAME)
+    assert inputs.newest() is None
+
+
+def test_frames_of_wrong_size_or_camera_are_refused():
+    inputs = buffer()
+    with pytest.raises(Rejected, match=r"camera wrist.*\[240, 320, 3\].*\[480, 640, 3\]"):
+        inputs.add_frame("wrist", 0, np.zeros((240, 320, 3), np.uint8))
+    with pytest.raises(Rejected, match="'front'"):
+        inputs.add_frame("front", 0, FRAME)
+
+
+def test_a_clock_that_is_set_back_starts_anew():
+    inputs = buffer()
+    for stamp in (1000, 10):
+        for camera in ("wrist", "scene"):
+            inputs.add_frame(camera, stamp * MS, FRAME)
+        inputs.add_joints(stamp * MS, ["j1", "j2", "gripper"], [stamp, 0, 0])
+    assert inputs.newest().stamp == 10 * MS and inputs.newest().state[0] == 10

@@ -1,0 +1,220 @@
+"""Episodes: names, outcomes, who was in control, what got lost, and what a killed recorder leaves."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+
+import numpy as np
+import pytest
+
+from support.cdr import encode, header, time
+from vigil.errors import VigilError
+from vigil.record.definitions import full_definition
+from vigil.record.episode import ControlLog, check_outcome, choose_id, free_name
+from vigil.record.gaps import GapCounter
+from vigil.record.reader import EpisodeReader
+from vigil.record.recovery import recover_folder
+from vigil.record.session import Asked, RecordingSession
+from vigil.record.topics import qos_yaml, sources
+from vigil.record.writer import Topic
+from vigil.rig import load_rig
+from vigil.run.session import derive_rig
+
+STATE = "vigil_msgs/msg/ControlState"
+ARM = "/rig/arm/state"
+SECOND = 1_000_000_000
+
+
+def state(stamp: int, authority: str, transition: int) -> bytes:
+    eight = np.zeros(8)
+    return encode(
+        STATE,
+        header=header(stamp),
+        authority=0,
+        authority_name=authority,
+        reason=f"because {transition}",
+        transition=transition,
+        event="event",
+        event_stamp=time(0),
+        transition_stamp=time(0),
+        first_command_stamp=time(0),
+        first_step=eight,
+        names=["a"] * 8,
+        commanded=eight,
+        measured=eight,
+        ready=False,
+        blocked_by="",
+        period_mean=0.0,
+        period_p99=0.0,
+        missed_deadlines=0,
+    )
+
+
+@pytest.fixture
+def rig(tmp_path):
+    return derive_rig(
+        load_rig("franka_sim"),
+        tmp_path / "rig",
+        record={"directory": str(tmp_path / "out"), "min_free_mb": 1},
+    )
+
+
+def session(rig, name: str = "one", **options) -> RecordingSession:
+    return RecordingSession(
+        rig,
+        [Topic(ARM, STATE, full_definition(STATE))],
+        Asked(name, "", "somebody"),
+        clock="system",
+        now=100 * SECOND,
+        control_topic=ARM,
+        **options,
+    )
+
+
+def fill(recording: RecordingSession) -> None:
+    for i in range(300):
+        stamp = 100 * SECOND + i * 10_000_000
+        authority, transition = ("HOLD", 1) if i < 100 else ("POLICY", 2) if i < 250 else ("HOLD", 3)
+        recording.put(ARM, state(stamp, authority, transition), stamp, stamp)
+
+
+def test_an_episode_tells_who_was_in_control_and_what_got_lost(rig, tmp_path):
+    recording = session(rig)
+    fill(recording)
+    path = recording.end("success", "task_success", 103 * SECOND, {ARM: 2})
+    facts = EpisodeReader(path).episode
+    assert facts == json.loads((tmp_path / "out" / "one.json").read_text())
+    assert (facts["outcome"], facts["termination_reason"]) == ("success", "task_success")
+    assert (facts["task"], facts["operator_id"], facts["duration_s"]) == (rig.task, "somebody", 3.0)
+    assert facts["topics"][ARM] == {"type": STATE, "written": 300, "dropped": 2}
+    assert (facts["written"], facts["dropped"]) == (300, 2)
+    spans = [(s["authority"], s["start_s"], s["end_s"]) for s in facts["control"]]
+    assert spans == [("HOLD", 0.0, 1.0), ("POLICY", 1.0, 2.5), ("HOLD", 2.5, 2.99)]
+
+
+def test_a_discarded_episode_is_no_recording_any_more(rig, tmp_path):
+    for expected in ("one.mcap.discarded", "one.mcap.discarded1"):
+        path = session(rig).end("discarded", "operator_stop", 101 * SECOND, {})
+        assert path.name == expected
+    assert not list((tmp_path / "out").glob("*.mcap"))
+    assert json.loads((tmp_path / "out" / "one.discarded.json").read_text())["outcome"] == "discarded"
+
+
+def test_a_full_disk_is_noted_in_the_episode(rig):
+    free = [10_000_000]
+    recording = session(rig, free=lambda _: free[0])
+    free[0] = 0
+    while not recording.stopped:
+        pass
+    path = recording.end("success", "", 101 * SECOND, {})
+    assert "disk nearly full" in EpisodeReader(path).episode["recording_stopped"]
+
+
+@pytest.fixture
+def killed(rig, tmp_path):
+    """What a recorder leaves that is killed after three seconds, without its last bytes."""
+    recording = session(rig)
+    fill(recording)
+    recording.end("success", "", 103 * SECOND, {})
+    whole = (tmp_path / "out" / "one.mcap").read_bytes()
+    for file in (tmp_path / "out").iterdir():
+        file.unlink()
+    part = tmp_path / "out" / "one.mcap.part"
+    part.write_bytes(whole[: len(whole) * 3 // 4])
+    return part
+
+
+def test_an_unfinished_recording_is_completed(killed):
+    told: list[str] = []
+    before = [data for *_, data in EpisodeReader(killed).raw()]
+    (finished,) = recover_folder(killed.parent, told.append)
+    assert finished.name == "one.interrupted.mcap"
+    assert not killed.exists()
+    reader = EpisodeReader(finished)
+    assert reader.complete
+    assert [data for *_, data in reader.raw()] == before
+    facts = reader.episode
+    assert (facts["outcome"], facts["termination_reason"]) == ("", "interrupted")
+    assert facts["topics"][ARM]["written"] == len(before)
+    assert "completed as one.interrupted.mcap" in told[0]
+    assert json.loads(finished.with_suffix(".json").read_text()) == facts
+
+
+def test_a_recording_that_is_being_written_is_left_alone(killed):
+    with killed.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert recover_folder(killed.parent, print) == []
+    assert killed.exists()
+
+
+def test_an_interrupted_recovery_starts_anew(killed):
+    leftover = killed.with_name("one.interrupted.mcap.part")
+    leftover.write_bytes(b"half")
+    assert [path.name for path in recover_folder(killed.parent, print)] == ["one.interrupted.mcap"]
+    assert not leftover.exists()
+
+
+def test_rubbish_is_told_and_left(tmp_path):
+    (tmp_path / "one.mcap.part").write_bytes(b"no recording")
+    told: list[str] = []
+    assert recover_folder(tmp_path, told.append) == []
+    assert "could not be completed" in told[0]
+    assert (tmp_path / "one.mcap.part").exists()
+
+
+def test_names_and_outcomes():
+    assert choose_id("demo_000001", 0.0) == "demo_000001"
+    assert len(choose_id("", 1e9)) == len("20010909-014640-000")
+    for bad in ("../up", "a b", ".hidden", "a" * 101, "dot.ted"):
+        with pytest.raises(VigilError, match="makes no file name"):
+            choose_id(bad, 0.0)
+    check_outcome("intervened_success")
+    with pytest.raises(VigilError, match="choose one of"):
+        check_outcome("")
+
+
+def test_marked_names_never_collide(tmp_path):
+    path = tmp_path / "one.mcap"
+    assert free_name(path, "interrupted").name == "one.interrupted.mcap"
+    free_name(path, "interrupted").touch()
+    assert free_name(path, "interrupted").name == "one.interrupted1.mcap"
+
+
+def test_spans_have_no_gaps():
+    log = ControlLog(0)
+    for stamp, name, transition in ((0, "HOLD", 1), (5, "POLICY", 2), (7, "POLICY", 2), (9, "HOLD", 3)):
+        log.note(stamp * SECOND, name, "e", "r", transition)
+    assert [(s.start_s, s.end_s) for s in log.spans] == [(0, 5), (5, 9), (9, 9)]
+
+
+def test_gaps_in_sequence_numbers_are_losses():
+    gaps = GapCounter()
+    for number in (5, 6, 9, 10):
+        gaps.note("t", number)
+    gaps.note("t", None)
+    assert gaps.lost == {"t": 2}
+    gaps.note("t", 1)  # another publisher
+    gaps.note("t", 2)
+    gaps.forget("t")
+    gaps.note("t", 50)
+    assert gaps.lost == {"t": 2}
+    gaps.restart()
+    assert gaps.lost.total() == 0
+
+
+def test_the_rig_says_what_is_recorded(rig):
+    names = {source.name for source in sources(rig)}
+    assert {
+        "franka/joint_states",
+        "franka/fr3_arm_controller/joint_trajectory",
+        "sim/state",
+        "arm/state",
+    } <= names
+    assert "wrist/color/image_raw/compressed" in names
+    assert all(full_definition(source.type_name) for source in sources(rig))
+    bare = rig.model_copy(update={"record": rig.record.model_copy(update={"images": "none"})})
+    assert not any(source.image for source in sources(bare))
+    raw = rig.model_copy(update={"record": rig.record.model_copy(update={"images": "raw"})})
+    assert "scene/color/image_raw" in {source.name for source in sources(raw)}
+    assert "reliability: best_effort" in qos_yaml(sources(rig)[0])
