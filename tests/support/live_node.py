@@ -15,13 +15,20 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import rclpy
-from lifecycle_msgs.msg import Transition
-from lifecycle_msgs.srv import ChangeState
+from lifecycle_msgs.msg import State, Transition
+from lifecycle_msgs.srv import ChangeState, GetState
+from rclpy.client import Client
 from rclpy.context import Context
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 
 T = TypeVar("T")
+
+ANSWER_TIMEOUT = 5.0  # [s] after which an answer counts as lost
+REACHED = {
+    Transition.TRANSITION_CONFIGURE: State.PRIMARY_STATE_INACTIVE,
+    Transition.TRANSITION_ACTIVATE: State.PRIMARY_STATE_ACTIVE,
+}
 
 
 def wait_for(condition: Callable[[], T], timeout: float = 30.0, what: str = "condition") -> T:
@@ -42,6 +49,7 @@ class Graph:
         self.node = Node("test", namespace=namespace, context=self._context)
         self._executor = SingleThreadedExecutor(context=self._context)
         self._executor.add_node(self.node)
+        self._clients: dict[str, Client] = {}
         self._thread = threading.Thread(target=self._spin, daemon=True)
         self._thread.start()
 
@@ -57,18 +65,47 @@ class Graph:
 
     def call(self, service: type, name: str, request: Any, timeout: float = 30.0) -> Any:
         """Response of a service."""
-        client = self.node.create_client(service, name)
-        try:
-            assert client.wait_for_service(timeout), f"no service {name}"
-            future = client.call_async(request)
-            wait_for(future.done, timeout, f"answer of {name}")
-            return future.result()
-        finally:
-            self.node.destroy_client(client)
+        client = self._client(service, name, timeout)
+        future = client.call_async(request)
+        wait_for(future.done, timeout, f"answer of {name}")
+        return future.result()
 
-    def change_state(self, name: str, transition: int) -> bool:
+    def change_state(self, name: str, transition: int, timeout: float = 30.0) -> bool:
+        """Whether node ``name`` made the transition.
+
+        A server gives an answer up when it has not discovered the asker's reader within 0.1 s, which happens on a busy
+        machine just after both appeared. So the answer may be lost, and the node is then asked what became of it.
+        """
         request = ChangeState.Request(transition=Transition(id=transition))
-        return self.call(ChangeState, f"{name}/change_state", request).success
+        change = self._client(ChangeState, f"{name}/change_state", timeout)
+        query = self._client(GetState, f"{name}/get_state", timeout)
+        until = time.monotonic() + timeout
+        while time.monotonic() < until:
+            if (answer := self._answer(change, request)) is not None:
+                return answer.success
+            if (state := self._answer(query, GetState.Request())) is not None and (
+                state.current_state.id == REACHED[transition]
+            ):
+                return True
+        raise AssertionError(f"{name} did not answer within {timeout:g} s")
+
+    def _client(self, service: type, name: str, timeout: float) -> Client:
+        if name not in self._clients:
+            self._clients[name] = self.node.create_client(service, name)
+        assert self._clients[name].wait_for_service(timeout), f"no service {name}"
+        return self._clients[name]
+
+    @staticmethod
+    def _answer(client: Client, request: Any) -> Any | None:
+        """The response, or None if it did not come."""
+        future = client.call_async(request)
+        until = time.monotonic() + ANSWER_TIMEOUT
+        while not future.done():
+            if time.monotonic() > until:
+                client.remove_pending_request(future)
+                return None
+            time.sleep(0.01)
+        return future.result()
 
     def configure(self, name: str) -> bool:
         return self.change_state(name, Transition.TRANSITION_CONFIGURE)

@@ -12,10 +12,10 @@ import numpy as np
 
 from vigil.monitor.features import Kinematics
 from vigil.policy.bundle import Bundle
-from vigil.record.rollout import POLICY, Episode, Rollout
+from vigil.record.rollout import POLICY, EndEffector, Episode, Rollout
 
 NAMES = ("x", "y", "z", "gripper")
-CARTESIAN = Kinematics(("x", "y", "z"), lambda q: q)
+CARTESIAN = Kinematics((EndEffector(chain="position", columns=("x", "y", "z")),))
 E, K, H, STEP_DT, PERIOD = 32, 32, 16, 0.05, 0.2
 HASH = "ab" * 32
 

@@ -11,7 +11,7 @@ import yaml
 from support.monitor_rollouts import for_policy, make_rollout, make_rollouts
 from support.tiny_bundle import write_tiny_bundle
 from vigil.errors import VigilError
-from vigil.monitor import command
+from vigil.monitor import calibrate_command as command
 from vigil.monitor.calibration import (
     ARRAYS,
     FILE,
@@ -24,6 +24,8 @@ from vigil.monitor.calibration import (
     load_calibration,
     load_detector,
 )
+from vigil.monitor.evaluate_command import evaluate
+from vigil.monitor.inputs import only_segment
 from vigil.policy.bundle import load_bundle
 from vigil.record.rollout import HOLD, save_rollout
 from vigil.rig import load_rig
@@ -46,7 +48,7 @@ def successes(tmp_path_factory, bundle):
 
 @pytest.fixture(scope="module")
 def calibrated(bundle, successes):
-    command.calibrate([successes], bundle.path, delta=0.1)
+    command.calibrate([successes], bundle.path, delta=0.1, method="fiper")
     return bundle.monitor_path
 
 
@@ -56,7 +58,7 @@ def test_calibrate_writes_a_bound_calibration_and_a_page(calibrated, bundle, cap
     assert (calibration.binding.k, calibration.binding.sampler_steps) == (32, 10)
     assert calibration.data.successes == 30, "the failed roll-out is left out"
     data = calibration.data
-    assert data.fitted + data.scaled + data.calibrated == 30
+    assert (data.fit, data.fitted + data.scaled + data.calibrated) == ("split", 30)
     assert load_bundle(bundle.path).content_hash == bundle.content_hash, (
         "calibrating does not change the policy"
     )
@@ -64,32 +66,34 @@ def test_calibrate_writes_a_bound_calibration_and_a_page(calibrated, bundle, cap
     assert page.count("<svg") == 2
     assert not re.search(r"(src|href)=|@import|url\(", page), "self-contained"
     assert "at most 10%" in page
-    assert sorted(p.name for p in calibrated.iterdir()) == sorted([ARRAYS, FILE, REPORT])
+    assert sorted(p.name for p in calibrated.iterdir()) == sorted([ARRAYS, FILE, REPORT, "rnd.onnx"])
 
 
 def test_the_stored_detector_judges_as_the_fitted_one(calibrated, bundle, tmp_path, capsys):
     tests = make_rollouts(12, seed=5) + make_rollouts(12, seed=6, failing=True)
     for i, rollout in enumerate(tests):
         save_rollout(tmp_path / f"episode_{i:04d}", for_policy(rollout, bundle))
-    command.monitor("evaluate", [tmp_path], bundle=bundle.path, out=tmp_path / "out")
+    evaluate([tmp_path], bundle=bundle.path, out=tmp_path / "out")
     rows = [line.split(",") for line in (tmp_path / "out" / "monitor.csv").read_text().splitlines()]
     shipped = dict(zip(rows[0], rows[1], strict=True))
     assert float(shipped["tpr"]) >= 0.8
     assert float(shipped["tnr"]) >= 0.7
-    assert [row[0] for row in rows[-2:]] == ["always", "never"]
+    assert [row[1] for row in rows[-2:]] == ["always", "never"]
     assert "object_swapped" in capsys.readouterr().out
 
 
 def test_methods_are_compared_on_one_calibration_set(successes, bundle, tmp_path, capsys):
     for i, rollout in enumerate(make_rollouts(3, seed=5) + make_rollouts(3, seed=6, failing=True)):
         save_rollout(tmp_path / f"episode_{i:04d}", for_policy(rollout, bundle))
-    command.monitor("evaluate", [tmp_path], calibration=successes, methods="fiper,kernel,clock", delta=0.2)
+    evaluate(
+        [tmp_path], calibration=[successes], methods="fiper,kernel,clock", delta=0.2, out=tmp_path / "out"
+    )
     out = capsys.readouterr().out
+    drawn = {path.name for path in (tmp_path / "out").iterdir()}
+    assert drawn == {"monitor.csv", "accuracy_vs_time.png", "score_order.png", "calibration_size.png"}
     assert all(name in out for name in ("fiper", "kernel", "clock", "always", "never"))
     with pytest.raises(VigilError, match="unknown method 'fibber'"):
-        command.monitor("evaluate", [tmp_path], calibration=successes, methods="fibber")
-    with pytest.raises(VigilError, match="unknown action"):
-        command.monitor("improve", [tmp_path])
+        evaluate([tmp_path], calibration=[successes], methods="fibber")
 
 
 OTHERS = {
@@ -155,9 +159,12 @@ def test_broken_files_are_refused(copied):
     (copied / ARRAYS).write_bytes(whole[:-100])
     with pytest.raises(VigilError, match=r"is not what calibration\.yaml describes"):
         load_detector(copied)
-    (copied / ARRAYS).unlink()
-    with pytest.raises(VigilError, match=f"no {ARRAYS}"):
-        load_detector(copied)
+    for name in (ARRAYS, "rnd.onnx"):
+        kept = (copied / name).read_bytes()
+        (copied / name).unlink()
+        with pytest.raises(VigilError, match=f"no {name}"):
+            load_detector(copied)
+        (copied / name).write_bytes(kept)
     text = yaml.safe_load((copied / FILE).read_text())
     for change, said in (
         ({"delta": 2}, "delta"),
@@ -184,11 +191,11 @@ def test_too_few_and_interrupted_roll_outs_are_refused(bundle, tmp_path):
     rollouts = [for_policy(r, bundle) for r in make_rollouts(5, seed=1)]
     for i, rollout in enumerate(rollouts):
         save_rollout(tmp_path / f"episode_{i:04d}", rollout)
-    with pytest.raises(VigilError, match="12 more"):
+    with pytest.raises(VigilError, match="4 more"):
         command.calibrate([tmp_path], bundle.path, delta=0.1)
     rollouts[0].authority[5:7] = HOLD
     with pytest.raises(VigilError, match="interrupted 1 times"):
-        command.only_segment(rollouts[0], load_detector(bundle.monitor_path).kinematics)
+        only_segment(rollouts[0], load_detector(bundle.monitor_path).kinematics)
 
 
 def test_bad_words_are_answered(bundle, successes):

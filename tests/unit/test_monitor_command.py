@@ -3,7 +3,7 @@
 import pytest
 
 from vigil.errors import VigilError
-from vigil.monitor.command import parse_windows
+from vigil.monitor.calibrate_command import parse_windows
 
 
 def test_windows_are_read_or_refused_by_name() -> None:

@@ -10,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from support.monitor_rollouts import CARTESIAN, HASH, make_rollouts
+from vigil.errors import VigilError
 from vigil.monitor.calibrate import Recipe, build_detector, fit_scores, split_rollouts
+from vigil.monitor.compare import METHODS, Task, compare, size_curve
 from vigil.monitor.detector import (
     ALARM,
     BENIGN_OOD,
@@ -21,17 +23,8 @@ from vigil.monitor.detector import (
     Channel,
     Detector,
 )
-from vigil.monitor.evaluate import (
-    METHODS,
-    compare,
-    first_alarm,
-    measure,
-    to_csv,
-    trivial_rows,
-)
-from vigil.monitor.evaluate import (
-    test_cases as make_cases,
-)
+from vigil.monitor.evaluate import first_alarm, measure, to_csv, trivial_rows
+from vigil.monitor.evaluate import test_cases as make_cases
 from vigil.monitor.features import Evidence, rollout_features
 from vigil.monitor.score import ACTION, OBSERVATION, Score
 from vigil.record.rollout import Rollout
@@ -53,16 +46,24 @@ def evidence_of(rollout: Rollout, tick: int) -> Evidence:
     )
 
 
-@pytest.fixture(scope="module")
-def fitted():
-    episodes = [rollout_features(r, CARTESIAN)[0] for r in make_rollouts(40, seed=1)]
-    names = sorted({name for clauses in METHODS.values() for clause in clauses for name in clause})
-    return fit_scores(episodes, names, split_rollouts(40, 0.1, seed=0))
+BASE = Recipe(delta=0.1)
+QUICK = [name for name in METHODS if not name.startswith("fiper-published")]
 
 
 @pytest.fixture(scope="module")
-def shared(fitted) -> Detector:
-    return build_detector(fitted, Recipe(delta=0.1), CARTESIAN)
+def successes():
+    return [rollout_features(r, CARTESIAN)[0] for r in make_rollouts(40, seed=5)]
+
+
+def build(successes, method: str) -> Detector:
+    recipe = METHODS[method].recipe(BASE)
+    split = split_rollouts(len(successes), recipe)
+    return build_detector(fit_scores(successes, recipe.names, recipe, split), recipe, split, CARTESIAN)
+
+
+@pytest.fixture(scope="module")
+def shared(successes) -> Detector:
+    return build(successes, "fiper")
 
 
 @pytest.fixture
@@ -71,16 +72,62 @@ def detector(shared) -> Detector:
     return shared
 
 
-def test_failures_are_found_and_successes_left_alone(fitted):
+@pytest.fixture(scope="module")
+def task(successes) -> Task:
     tests = make_rollouts(60, seed=2) + make_rollouts(40, seed=3, failing=True)
-    cases = make_cases(tests, [rollout_features(r, CARTESIAN) for r in tests])
-    rows = {row.method: row for row in compare(fitted, CARTESIAN, cases, list(METHODS), Recipe(delta=0.1))}
-    assert rows["fiper"].tpr >= 0.9
-    assert rows["fiper"].tnr >= 0.9 - 2 * np.sqrt(0.1 * 0.9 / 60) - 0.05
-    assert rows["fiper"].detection_time < rows["clock"].detection_time
+    return Task(
+        "made up", successes, make_cases(tests, [rollout_features(r, CARTESIAN) for r in tests]), CARTESIAN
+    )
+
+
+def test_failures_are_found_and_successes_left_alone(task):
+    rows, detectors = compare([task], QUICK, BASE)
+    by_name = {row.method: row for row in rows}
+    for name in ("fiper", "kernel", "kernel_actions", "kernel+ace"):
+        assert by_name[name].tpr >= 0.9, name
+        assert by_name[name].tnr >= 0.9 - 2 * np.sqrt(0.1 * 0.9 / 60) - 0.05, name
+        assert by_name[name].detection_time < by_name["clock"].detection_time, name
     for trivial in ("always", "never"):
-        assert rows[trivial].accuracy == rows[trivial].timewise_accuracy == 0.5
-    assert len(to_csv(list(rows.values())).splitlines()) == len(METHODS) + 3
+        assert by_name[trivial].accuracy == by_name[trivial].twa == 0.5
+    for row in rows:
+        for name, (low, high) in row.intervals.items():
+            assert low - 1e-9 <= getattr(row, name) <= high + 1e-9 or np.isnan(getattr(row, name))
+    assert len(to_csv(rows).splitlines()) == len(QUICK) + 3
+    assert set(detectors) == {("made up", name) for name in QUICK}
+
+
+def test_false_alarms_on_new_successes_are_delta_on_average_over_calibrations():
+    """Any one calibration may have more or fewer; leaving one out must not make them too few or too many."""
+    sets = [[rollout_features(r, CARTESIAN)[0] for r in make_rollouts(30, seed=s)] for s in range(40, 46)]
+    alarms = []
+    for i, successes in enumerate(sets):
+        detector = build(successes, "kernel")
+        fresh = [f for j, other in enumerate(sets) if j != i for f in other[::5]]
+        alarms.append(np.mean([detector.judge(f).alarm.any() for f in fresh]))
+    assert 0.02 <= np.mean(alarms) <= 0.2, alarms
+
+
+def test_several_tasks_have_a_mean_row_each(task):
+    other = replace(task, name="other", cases=task.cases[30:])
+    rows, _ = compare([task, other], ["kernel", "clock"], BASE)
+    first, second, mean = (row for row in rows if row.method == "kernel")
+    assert (first.task, second.task, mean.task) == ("made up", "other", "mean")
+    assert mean.twa == pytest.approx((first.twa + second.twa) / 2)
+    assert mean.accuracy == pytest.approx((first.accuracy + second.accuracy) / 2)
+    assert mean.intervals["twa"][0] <= mean.twa <= mean.intervals["twa"][1]
+
+
+def test_few_roll_outs_are_used_at_the_delta_that_they_support(task):
+    points = size_curve([task], "kernel", BASE, draws=2)
+    assert [point.n for point in points] == [2, 4, 6, 8, 10, 20]
+    assert points[0].delta == pytest.approx(1 / 3, abs=1e-3)
+    assert points[-1].delta == 0.1
+    assert points[-1].twa.mean() - points[4].twa.mean() < 0.1
+
+
+def test_unknown_methods_are_named(task):
+    with pytest.raises(VigilError, match="unknown method 'fibber'"):
+        compare([task], ["fibber"], BASE)
 
 
 def test_figures_by_hand():
@@ -89,16 +136,14 @@ def test_figures_by_hand():
     row = measure("hand", 0.1, cases, lambda case: 59 // 2 if case is cases[2] else None)
     assert (row.tpr, row.tnr, row.accuracy) == (0.5, 1.0, 0.75)
     assert row.detection_time == pytest.approx(29 / 59)
-    assert row.timewise_accuracy == pytest.approx((0.5 * (1 - 29 / 59) + 1) / 2)
+    assert row.twa == pytest.approx((0.5 * (1 - 29 / 59) + 1) / 2)
     assert np.isnan(trivial_rows([c for c in cases if not c.failed])[0].tpr)
 
 
-def test_online_agrees_with_offline(fitted, detector):
+@pytest.mark.parametrize("method", ["fiper", "kernel_actions", "kernel+ace", "overlap"])
+def test_online_agrees_with_offline(successes, detector, method):
     rollout = make_rollouts(1, seed=5, failing=True)[0]
-    for chosen in (
-        detector,
-        build_detector(fitted, Recipe(delta=0.1, clauses=METHODS["rnd+overlap"]), CARTESIAN),
-    ):
+    for chosen in (detector if method == "fiper" else build(successes, method),):
         offline = chosen.judge(rollout_features(rollout, CARTESIAN)[0])
         online = [chosen.update(evidence_of(rollout, t)) for t in range(len(rollout))]
         np.testing.assert_allclose([s.scores for s in online], offline.scores, rtol=1e-4, atol=1e-5)

@@ -18,7 +18,7 @@ class Command:
     """One subcommand.
 
     Attributes:
-        function: ``module:function``; its parameters are typer's, its docstring the help.
+        function: ``module:function``; its parameters are typer's, its docstring the help. Or a `typer.Typer` of several.
         summary: one line for ``vigil --help``.
         private: runs in a ROS domain of its own unless ROS_DOMAIN_ID is set.
     """
@@ -41,8 +41,10 @@ COMMANDS = {
     ),
     "train": Command("vigil.train.commands:train", "Train a policy bundle from demonstrations."),
     "export": Command("vigil.train.commands:export", "Export a training checkpoint as a policy bundle."),
-    "calibrate": Command("vigil.monitor.command:calibrate", "Calibrate the failure monitor of a bundle."),
-    "monitor": Command("vigil.monitor.command:monitor", "Measure failure detection on roll-outs."),
+    "calibrate": Command(
+        "vigil.monitor.calibrate_command:calibrate", "Calibrate the failure monitor of a bundle."
+    ),
+    "monitor": Command("vigil.monitor.evaluate_command:app", "Measure failure detection on roll-outs."),
 }
 # Modules that plain set-up leaves out, and the extra of pyproject.toml that brings each.
 OPTIONAL = {"torch": "train", "onnxscript": "train", "pyrealsense2": "realsense"}
@@ -60,7 +62,11 @@ def build_app(asked: str | None) -> typer.Typer:
     app.callback()(_callback)
     for name, command in COMMANDS.items():
         if name == asked:
-            app.command(name)(_load(command))
+            loaded = _load(command)
+            if isinstance(loaded, typer.Typer):
+                app.add_typer(loaded, name=name)
+            else:
+                app.command(name)(loaded)
         else:
             app.command(name, help=command.summary)(_never_called)
     return app
@@ -93,7 +99,7 @@ def main() -> None:
         sys.exit(130)
 
 
-def _load(command: Command) -> Callable[..., None]:
+def _load(command: Command) -> Callable[..., None] | typer.Typer:
     module, function = command.function.split(":")
     return getattr(import_module(module), function)
 

@@ -1,13 +1,20 @@
 """Fit scores, windows and thresholds on successful roll-outs of one policy.
 
-The roll-outs are split three ways, whole roll-outs at a time: on one part the scores are fitted, on the second the
-windows are chosen and the scores brought to a common scale, on the third the thresholds are calibrated. Nothing is
-fitted on a roll-out that calibrates, so the scores of the third part are exchangeable with those of a future success.
+Nothing calibrates that was fitted on, so that a calibration score is exchangeable with that of a future success:
+
+``cross``
+    every roll-out is scored by a model of the others (leave-one-out in closed form where the score has it, else by folds),
+    so that all of them can calibrate. What is shipped is fitted on all.
+``split``
+    roll-outs are split, whole ones at a time, into a part to fit on, one to scale on and one to calibrate on. For scores
+    with random networks, of which two fits have not the same scale.
+``published``
+    the published code's choices, faults included (`vigil.monitor.parity`), for comparing numbers.
 
 Two modes. ``separate`` calibrates every score's threshold by itself at delta; the conjunction then alarms at most as
-often, in practice much less. ``joint`` (default) calibrates the alarm itself: with scores scaled by the second part,
-the largest value over time of min(observation, action) is one number per roll-out, whose conformal quantile at delta
-scales both thresholds. The bound is the same, and is used up.
+often, in practice much less. ``joint`` (default) calibrates the alarm itself: with scores scaled on a part of the
+roll-outs, the largest value over time of min(observation, action) is one number per remaining roll-out, whose conformal
+quantile at delta scales both thresholds. The bound is the same, and is used up.
 """
 
 from __future__ import annotations
@@ -22,16 +29,18 @@ from vigil.errors import VigilError
 from vigil.monitor import conformal
 from vigil.monitor.detector import Channel, Clauses, Detector
 from vigil.monitor.features import Features, Kinematics
+from vigil.monitor.parity import Style, published_threshold
 from vigil.monitor.score import Score
-from vigil.monitor.scores import make_score
+from vigil.monitor.scores import SCORES, make_score
 from vigil.monitor.windows import choose_window, windowed
 
+Fit = Literal["auto", "cross", "split", "published"]
 Mode = Literal["joint", "separate"]
-Style = Literal["constant", "per_step", "band"]
 
 FIPER: Clauses = (("rnd", "ace"),)
 LEAST_TO_FIT = 5
 LEAST_TO_SCALE = 3
+FOLDS = 5
 TINY = 1e-12
 
 
@@ -41,6 +50,7 @@ class Recipe:
 
     delta: float = 0.05
     clauses: Clauses = FIPER
+    fit: Fit = "auto"  # cross where every score allows it, else split
     mode: Mode = "joint"
     style: Style = "constant"
     settings: dict[str, dict[str, Any]] = field(default_factory=dict)  # by score
@@ -50,12 +60,22 @@ class Recipe:
 
     def __post_init__(self) -> None:
         conformal.check_delta(self.delta)
-        names = [name for clause in self.clauses for name in clause]
+        names = self.names
+        if unknown := [name for name in names if name not in SCORES]:
+            raise VigilError(f"unknown score {unknown[0]!r}: choose from {', '.join(SCORES)}")
         if not names or not all(self.clauses):
             raise VigilError("a detector needs at least one score in each clause")
         if len(set(names)) != len(names):
-            raise VigilError(f"each score has one threshold, so it can stand in one clause only: {names}")
-        if self.mode == "joint" and self.style == "per_step":
+            raise VigilError(
+                f"each score has one threshold, so it can stand in one clause only: {list(names)}"
+            )
+        unstable = [name for name in names if not SCORES[name].refits_alike]
+        if self.fit == "cross" and unstable:
+            raise VigilError(
+                f"two fits of {', '.join(unstable)} do not have the same scale, so fits without a roll-out do not tell how "
+                "the shipped one will score: use fit split"
+            )
+        if self.mode == "joint" and self.style == "per_step" and self.fit != "published":
             raise VigilError(
                 "style per_step bounds single ticks, not the alarm of a whole episode: use mode separate, or style band"
             )
@@ -64,113 +84,146 @@ class Recipe:
     def names(self) -> tuple[str, ...]:
         return tuple(name for clause in self.clauses for name in clause)
 
+    @property
+    def fitting(self) -> Literal["cross", "split", "published"]:
+        """``fit``, with ``auto`` resolved for these scores."""
+        if self.fit != "auto":
+            return self.fit
+        return "cross" if all(SCORES[name].refits_alike for name in self.names) else "split"
+
+    @property
+    def scales(self) -> bool:
+        """Whether some roll-outs are needed to bring scores to a common scale, or to shape a band."""
+        return self.fitting != "published" and (
+            self.style == "band" or (self.mode == "joint" and len(self.names) > 1)
+        )
+
 
 @dataclass(frozen=True)
 class Split:
-    """Roll-outs (by number) for fitting, for windows and scales, and for thresholds. Disjoint."""
+    """Roll-outs (by number) for fitting, for scales, and for thresholds. Those to scale and to calibrate are disjoint."""
 
     fit: tuple[int, ...]
     scale: tuple[int, ...]
     calibrate: tuple[int, ...]
 
 
-def split_rollouts(n: int, delta: float, seed: int, scaled: bool = True) -> Split:
-    """A random split of n roll-outs: 40 % to fit, 20 % to scale, 40 % to calibrate, and always enough to calibrate.
+def split_rollouts(n: int, recipe: Recipe) -> Split:
+    """A random split of n roll-outs that always leaves enough to calibrate.
+
+    ``split``: 40 % to fit, 20 % to scale, 40 % to calibrate. ``cross``: all to fit, 20 % to scale if the recipe has a use
+    for it, the others to calibrate. ``published``: all for everything.
 
     Raises:
-        InsufficientCalibration: n cannot support delta beside the fewest roll-outs to fit and to scale on.
+        InsufficientRollouts: n cannot support the recipe's delta beside the fewest roll-outs to fit and to scale on.
     """
-    scale = max(LEAST_TO_SCALE, round(0.2 * n)) if scaled else 0
-    needed = conformal.required(delta)
+    order = tuple(np.random.default_rng(recipe.seed).permutation(n).tolist())
+    if recipe.fitting == "published":
+        return Split(order, (), order)
+    needed = conformal.required(recipe.delta)
+    scale = max(LEAST_TO_SCALE, round(0.2 * n)) if recipe.scales else 0
+    if recipe.fitting == "cross":
+        if n - scale < needed:
+            scale = LEAST_TO_SCALE if recipe.scales else 0
+        if n - scale < needed:
+            raise InsufficientRollouts(n, recipe.delta, needed + scale)
+        return Split(order, order[:scale], order[scale:])
     calibrate = max(needed, round(0.4 * n))
     if n - calibrate - scale < LEAST_TO_FIT:
-        scale = LEAST_TO_SCALE if scaled else 0
+        scale = LEAST_TO_SCALE if recipe.scales else 0
         calibrate = n - scale - LEAST_TO_FIT
     if calibrate < needed:
-        raise InsufficientRollouts(n, delta, needed + scale + LEAST_TO_FIT)
-    order = np.random.default_rng(seed).permutation(n).tolist()
-    return Split(
-        fit=tuple(order[calibrate + scale :]),
-        scale=tuple(order[calibrate : calibrate + scale]),
-        calibrate=tuple(order[:calibrate]),
-    )
+        raise InsufficientRollouts(n, recipe.delta, needed + scale + LEAST_TO_FIT)
+    return Split(order[calibrate + scale :], order[calibrate : calibrate + scale], order[:calibrate])
 
 
 class InsufficientRollouts(conformal.InsufficientCalibration):
-    """Too few successful roll-outs to fit and to calibrate on different ones. ``missing``: how many more."""
+    """Too few successful roll-outs to fit and to calibrate on. ``missing``: how many more."""
 
     def __init__(self, n: int, delta: float, needed: int) -> None:
         super().__init__(max(n, 0), delta)
         self.missing = needed - n
+        calibrating = conformal.required(delta)
+        others = f" and {needed - calibrating} others to fit or scale on" if needed > calibrating else ""
         self.args = (
-            f"{n} successful roll-outs cannot bound false alarms at delta = {delta:g}: {conformal.required(delta)} to "
-            f"calibrate and {needed - conformal.required(delta)} others to fit on are needed, {self.missing} more. "
-            "Record more (`vigil evaluate RIG --uncalibrated`), or raise delta",
+            f"{n} successful roll-outs cannot bound false alarms at delta = {delta:g}: {calibrating} to calibrate{others} "
+            f"are needed, {self.missing} more. Record more (`vigil evaluate RIG --uncalibrated`), or raise delta",
         )
 
 
 @dataclass(frozen=True)
-class Curves:
-    """Raw scores [T_i] of roll-outs, by score."""
-
-    scale: dict[str, list[np.ndarray]]
-    calibrate: dict[str, list[np.ndarray]]
-
-
-@dataclass(frozen=True)
 class Fitted:
-    """Scores fitted on one part of the roll-outs, and their raw curves on the other two."""
+    """Fitted scores, and the raw curve [T_i] of every roll-out by each; None for those that `split` fitted on."""
 
     scores: dict[str, Score]
-    split: Split
-    curves: Curves
+    curves: dict[str, list[np.ndarray | None]]
+
+    def part(self, name: str, rollouts: Sequence[int]) -> list[np.ndarray]:
+        """Raw curves of some roll-outs."""
+        return [self.curves[name][i] for i in rollouts]
 
 
 def fit_scores(
     episodes: Sequence[Features],
     names: Sequence[str],
-    split: Split,
-    settings: dict[str, dict[str, Any]] | None = None,
-    seed: int = 0,
+    recipe: Recipe,
+    split: Split | None = None,
 ) -> Fitted:
-    """Fit the named scores on ``split.fit`` and score the other roll-outs with them."""
-    scores = {}
+    """Fit the named scores as ``recipe`` says, and score every roll-out that may calibrate.
+
+    Args:
+        split: for fit ``split``: which roll-outs to fit on; by default `split_rollouts`.
+    """
+    scores: dict[str, Score] = {}
+    curves: dict[str, list[np.ndarray | None]] = {}
+    episodes = list(episodes)
     for name in names:
-        scores[name] = make_score(name, (settings or {}).get(name))
-        scores[name].fit([episodes[i] for i in split.fit], seed)
-
-    def curves(part: tuple[int, ...]) -> dict[str, list[np.ndarray]]:
-        return {name: [score.score(episodes[i]) for i in part] for name, score in scores.items()}
-
-    return Fitted(scores, split, Curves(curves(split.scale), curves(split.calibrate)))
-
-
-def build_detector(fitted: Fitted, recipe: Recipe, kinematics: Kinematics) -> Detector:
-    """Windows and thresholds for ``recipe`` from curves that are already there. Takes milliseconds."""
-    chosen_on = fitted.curves.scale if fitted.split.scale else fitted.curves.calibrate
-    windows = {}
-    for name in recipe.names:
-        if not fitted.scores[name].windowed:
-            windows[name] = 1
+        scores[name] = score = make_score(name, recipe.settings.get(name))
+        if recipe.fitting == "cross":
+            curves[name] = score.cross_scores(episodes, FOLDS, recipe.seed)
+        elif recipe.fitting == "published":
+            score.fit(episodes, recipe.seed)
+            curves[name] = [score.score(episode) for episode in episodes]
         else:
-            windows[name] = recipe.windows.get(name) or choose_window(chosen_on[name])
+            split = split or split_rollouts(len(episodes), recipe)
+            score.fit([episodes[i] for i in split.fit], recipe.seed)
+            fitted = set(split.fit)
+            curves[name] = [None if i in fitted else score.score(e) for i, e in enumerate(episodes)]
+    return Fitted(scores, curves)
 
-    def summed(curves: dict[str, list[np.ndarray]]) -> dict[str, list[np.ndarray]]:
-        return {name: [windowed(curve, windows[name]) for curve in curves[name]] for name in recipe.names}
 
-    thresholds = calibrate_thresholds(summed(fitted.curves.scale), summed(fitted.curves.calibrate), recipe)
-    channels = [
-        Channel(
-            score=fitted.scores[name],
-            window=windows[name],
-            threshold=thresholds[name],
-            single=conformal.conformal_quantile(
-                [c.max() for c in fitted.curves.calibrate[name]], recipe.delta
-            ),
+def build_detector(fitted: Fitted, recipe: Recipe, split: Split, kinematics: Kinematics) -> Detector:
+    """Windows and thresholds for ``recipe`` from curves that are already there. Takes milliseconds."""
+    windows = {name: _window(fitted, recipe, split, name) for name in recipe.names}
+
+    def summed(rollouts: Sequence[int]) -> dict[str, list[np.ndarray]]:
+        return {
+            name: [windowed(curve, windows[name]) for curve in fitted.part(name, rollouts)]
+            for name in recipe.names
+        }
+
+    thresholds = calibrate_thresholds(summed(split.scale), summed(split.calibrate), recipe)
+    channels = []
+    for name in recipe.names:
+        highest = [curve.max() for curve in fitted.part(name, split.calibrate)]
+        published = recipe.fitting == "published"
+        channels.append(
+            Channel(
+                score=fitted.scores[name],
+                window=windows[name],
+                threshold=thresholds[name],
+                single=float(np.quantile(highest, 1 - recipe.delta))
+                if published
+                else conformal.conformal_quantile(highest, recipe.delta),
+            )
         )
-        for name in recipe.names
-    ]
     return Detector(channels, recipe.clauses, kinematics, recipe.out_of_range_ticks)
+
+
+def _window(fitted: Fitted, recipe: Recipe, split: Split, name: str) -> int:
+    if not fitted.scores[name].windowed:
+        return 1
+    return recipe.windows.get(name) or choose_window(fitted.part(name, (*split.scale, *split.calibrate)))
 
 
 def calibrate_thresholds(
@@ -181,9 +234,16 @@ def calibrate_thresholds(
     Raises:
         InsufficientCalibration: ``calibrate`` cannot support ``recipe.delta``.
     """
-    if recipe.mode == "separate":
+    if recipe.fitting == "published":
         return {
-            name: np.maximum(_separate(scale[name], calibrate[name], recipe), TINY) for name in recipe.names
+            name: published_threshold(calibrate[name], 1 - recipe.delta, recipe.style)
+            for name in recipe.names
+        }
+    if recipe.mode == "separate" or not recipe.scales:
+        share = recipe.delta / len(recipe.clauses)  # any of them alarms
+        return {
+            name: np.maximum(_separate(scale[name], calibrate[name], recipe.style, share), TINY)
+            for name in recipe.names
         }
     shapes = {name: _shape(scale[name], recipe) for name in recipe.names}
 
@@ -221,6 +281,8 @@ def calibrate_thresholds(
 
 def describe_bound(recipe: Recipe, n: int) -> str:
     """What the calibration promises, in words."""
+    if recipe.fitting == "published":
+        return "nothing: thresholds come from the roll-outs that the scores were fitted on, as in the published code"
     if recipe.style == "per_step":
         return (
             f"at any single tick, each score of a successful roll-out like the {n} calibrated ones is above its "
@@ -232,12 +294,12 @@ def describe_bound(recipe: Recipe, n: int) -> str:
     )
 
 
-def _separate(scale: list[np.ndarray], calibrate: list[np.ndarray], recipe: Recipe) -> np.ndarray:
-    if recipe.style == "constant":
-        return conformal.constant_threshold(calibrate, recipe.delta)
-    if recipe.style == "per_step":
-        return conformal.per_step_threshold(calibrate, recipe.delta)
-    return conformal.functional_band(scale, calibrate, recipe.delta)
+def _separate(scale: list[np.ndarray], calibrate: list[np.ndarray], style: Style, delta: float) -> np.ndarray:
+    if style == "constant":
+        return conformal.constant_threshold(calibrate, delta)
+    if style == "per_step":
+        return conformal.per_step_threshold(calibrate, delta)
+    return conformal.functional_band(scale, calibrate, delta)
 
 
 def _shape(curves: list[np.ndarray], recipe: Recipe) -> np.ndarray:

@@ -2,6 +2,7 @@
 
     <bundle>/monitor/calibration.yaml   `Calibration`
     <bundle>/monitor/scores.npz         what the scores learnt, and the thresholds
+    <bundle>/monitor/<score>.onnx       the scores that are networks
     <bundle>/monitor/report.html        for people
 
 It is refused wherever it does not fit the policy, the sampler or the cameras at hand, with both values printed.
@@ -10,10 +11,10 @@ It is refused wherever it does not fit the policy, the sampler or the cameras at
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import zipfile
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -22,11 +23,11 @@ import yaml
 from pydantic import Field, model_validator
 
 from vigil.errors import VigilError
-from vigil.kinematics import positions
 from vigil.monitor.detector import Channel, Detector
 from vigil.monitor.features import Kinematics
 from vigil.monitor.scores import SCORES, make_score
 from vigil.policy.bundle import Bundle
+from vigil.record.rollout import EndEffector
 from vigil.rig import Positive, RigConfig, Strict, read_yaml, validate
 
 FILE = "calibration.yaml"
@@ -34,7 +35,6 @@ ARRAYS = "scores.npz"
 REPORT = "report.html"
 
 Count = Annotated[int, Field(ge=1)]
-Vector = tuple[float, float, float]
 
 
 class Binding(Strict):
@@ -88,8 +88,13 @@ class ScoreEntry(Strict):
 
 
 class Data(Strict):
-    """How many successful roll-outs served which purpose. No roll-out serves two."""
+    """How many successful roll-outs served which purpose.
 
+    ``split``: none serves two. ``cross``: scores are fitted on all, but each roll-out that scales or calibrates was scored
+    by a fit without it. ``published``: thresholds come from the roll-outs that were fitted on.
+    """
+
+    fit: Literal["cross", "split", "published"]
     successes: Count
     fitted: Count
     scaled: Annotated[int, Field(ge=0)]
@@ -97,18 +102,10 @@ class Data(Strict):
     seed: int
 
 
-class ArmGeometry(Strict):
-    """Which kinematic chain turned joints into gripper positions."""
-
-    chain: Literal["franka"]
-    joints: tuple[str, ...]
-    tool_offset: Vector
-
-
 class Calibration(Strict):
     """Content of ``calibration.yaml``."""
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     binding: Binding
     delta: Annotated[float, Field(gt=0, lt=1, description="bound of the rate of false alarms per episode")]
     mode: Literal["joint", "separate"]
@@ -116,10 +113,10 @@ class Calibration(Strict):
     clauses: tuple[tuple[str, ...], ...] = Field(min_length=1)
     scores: tuple[ScoreEntry, ...] = Field(min_length=1)
     out_of_range_ticks: Count = 5
-    arm: ArmGeometry
+    end_effectors: tuple[EndEffector, ...] = Field(min_length=1)
     data: Data
     bound: str = Field(description="in words, what delta bounds")
-    arrays_sha256: str
+    files: dict[str, str] = Field(description="sha256 of each other file of the calibration")
 
     @model_validator(mode="after")
     def _clauses_name_scores(self) -> Calibration:
@@ -129,16 +126,10 @@ class Calibration(Strict):
         return self
 
 
-def kinematics_of(geometry: ArmGeometry) -> Kinematics:
-    """The kinematic chain of ``geometry``."""
-    return Kinematics(geometry.joints, partial(positions, tool_offset=geometry.tool_offset))
-
-
-def geometry_of(rig: RigConfig) -> ArmGeometry:
-    """The kinematic chain of a rig's arm."""
-    return ArmGeometry(
-        chain=rig.arm.kinematics, joints=tuple(rig.arm.joints), tool_offset=tuple(rig.arm.tool_offset)
-    )
+def geometry_of(rig: RigConfig) -> tuple[EndEffector, ...]:
+    """The end effectors of a rig."""
+    arm = rig.arm
+    return (EndEffector(chain=arm.kinematics, columns=tuple(arm.joints), tool_offset=tuple(arm.tool_offset)),)
 
 
 def camera_calibration_hash(rig: RigConfig, cameras: tuple[str, ...]) -> str:
@@ -158,27 +149,34 @@ def camera_calibration_hash(rig: RigConfig, cameras: tuple[str, ...]) -> str:
     return digest.hexdigest()
 
 
-def save_calibration(folder: Path, detector: Detector, describe: Callable[[str], Calibration]) -> Calibration:
-    """Write a detector into ``folder``; ``describe`` makes its description, given the arrays' sha256.
+def save_calibration(
+    folder: Path, detector: Detector, describe: Callable[[dict[str, str]], Calibration]
+) -> Calibration:
+    """Write a detector into ``folder``; ``describe`` makes its description, given the sha256 of each file.
 
-    ``calibration.yaml`` comes last, and names the arrays by hash: a half-written calibration is refused.
+    ``calibration.yaml`` comes last, and names the others by hash: a half-written calibration is refused.
     """
     folder.mkdir(parents=True, exist_ok=True)
     arrays: dict[str, np.ndarray] = {}
+    files: dict[str, bytes] = {}
     for channel in detector.channels:
         arrays[f"{channel.name}/threshold"] = channel.threshold
         arrays[f"{channel.name}/single"] = np.float64(channel.single)
         arrays |= {f"{channel.name}/score/{key}": value for key, value in channel.score.arrays().items()}
-    partial = folder / (ARRAYS + ".partial")
-    with partial.open("wb") as file:
-        np.savez(file, **arrays)
-    calibration = describe(_sha256(partial))
-    os.replace(partial, folder / ARRAYS)
-    partial = folder / (FILE + ".partial")
-    partial.write_text(
-        yaml.safe_dump(calibration.model_dump(mode="json"), sort_keys=False, width=110), encoding="utf-8"
-    )
-    os.replace(partial, folder / FILE)
+        if (graph := channel.score.graph()) is not None:
+            files[f"{channel.name}.onnx"] = graph
+    packed = io.BytesIO()
+    np.savez(packed, **arrays)
+    files[ARRAYS] = packed.getvalue()
+    calibration = describe({name: hashlib.sha256(content).hexdigest() for name, content in files.items()})
+    files[FILE] = yaml.safe_dump(calibration.model_dump(mode="json"), sort_keys=False, width=110).encode()
+    for name, content in files.items():
+        partial = folder / (name + ".partial")
+        partial.write_bytes(content)
+        os.replace(partial, folder / name)
+    for old in folder.glob("*.onnx"):
+        if old.name not in files:
+            old.unlink()
     return calibration
 
 
@@ -220,12 +218,17 @@ def binding_of(bundle: Bundle, rig: RigConfig) -> dict[str, Any]:
 
 def check_arm(calibration: Calibration, rig: RigConfig) -> None:
     """Refuse a calibration made with another arm or tool: positions of the gripper would be others."""
-    mine, found = calibration.arm, geometry_of(rig)
+
+    def words(arms: tuple[EndEffector, ...]) -> str:
+        return "; ".join(
+            f"{arm.chain} with {list(arm.columns)} and tool_offset {list(arm.tool_offset)}" for arm in arms
+        )
+
+    mine, found = calibration.end_effectors, geometry_of(rig)
     if mine != found:
         raise VigilError(
-            f"the monitor was calibrated for a {mine.chain} arm with joints {list(mine.joints)} and tool_offset "
-            f"{list(mine.tool_offset)}, rig {rig.name} has {found.chain}, {list(found.joints)}, "
-            f"{list(found.tool_offset)}: calibrate again"
+            f"the monitor was calibrated for end effectors {words(mine)}; rig {rig.name} has {words(found)}: "
+            "calibrate again"
         )
 
 
@@ -250,37 +253,46 @@ def load_detector(folder: str | Path, calibration: Calibration | None = None) ->
     """
     folder = Path(folder)
     calibration = calibration or load_calibration(folder)
-    path = folder / ARRAYS
-    if not path.is_file():
-        raise VigilError(f"{folder} has {FILE}, but no {ARRAYS}: copy the whole bundle, or calibrate again")
-    found = _sha256(path)
-    if found != calibration.arrays_sha256:
-        raise VigilError(
-            f"{path} is not what {FILE} describes: its sha256 is {found[:12]}…, {calibration.arrays_sha256[:12]}… was "
-            "calibrated: copy the whole bundle, or calibrate again"
-        )
+    contents = {name: _read(folder / name, sha256) for name, sha256 in calibration.files.items()}
+    if ARRAYS not in contents:
+        raise VigilError(f"{folder / FILE} names no {ARRAYS} among its files: calibrate again")
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with np.load(io.BytesIO(contents[ARRAYS]), allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-        channels = [_channel(entry, arrays) for entry in calibration.scores]
+        channels = [
+            _channel(entry, arrays, contents.get(f"{entry.name}.onnx")) for entry in calibration.scores
+        ]
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise VigilError(f"cannot read {path}: {error}; calibrate again") from None
+        raise VigilError(f"cannot read the calibration in {folder}: {error}; calibrate again") from None
     return Detector(
-        channels, calibration.clauses, kinematics_of(calibration.arm), calibration.out_of_range_ticks
+        channels, calibration.clauses, Kinematics(calibration.end_effectors), calibration.out_of_range_ticks
     )
 
 
-def _channel(entry: ScoreEntry, arrays: dict[str, np.ndarray]) -> Channel:
+def _channel(entry: ScoreEntry, arrays: dict[str, np.ndarray], graph: bytes | None) -> Channel:
     score = make_score(entry.name, entry.settings)
     prefix = f"{entry.name}/score/"
-    score.load({key.removeprefix(prefix): value for key, value in arrays.items() if key.startswith(prefix)})
+    learnt = {key.removeprefix(prefix): value for key, value in arrays.items() if key.startswith(prefix)}
+    score.load(learnt, graph)
     return Channel(
         score, entry.window, arrays[f"{entry.name}/threshold"], float(arrays[f"{entry.name}/single"])
     )
 
 
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def _read(path: Path, sha256: str) -> bytes:
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise VigilError(
+            f"{path.parent} has {FILE}, but no {path.name}: copy the whole bundle, or calibrate again"
+        ) from None
+    found = hashlib.sha256(content).hexdigest()
+    if found != sha256:
+        raise VigilError(
+            f"{path} is not what {FILE} describes: its sha256 is {found[:12]}…, {sha256[:12]}… was calibrated: copy "
+            "the whole bundle, or calibrate again"
+        )
+    return content
 
 
 def _short(value: Any) -> str:

@@ -176,7 +176,9 @@ class Detector:
         return Features(
             elapsed=np.array([evidence.stamp - self._start]),
             embedding=np.asarray(evidence.embedding, np.float32)[None],
-            positions=np.asarray(self.kinematics.positions(samples, evidence.names), np.float32),
+            positions=np.asarray(
+                self.kinematics.positions(samples, evidence.names, evidence.step_dt), np.float32
+            ),
             step_dt=evidence.step_dt,
         )
 
@@ -191,7 +193,7 @@ class Detector:
             return f"tick {evidence.tick} again: no new evidence"
         if lacking := [c.name for c in self.channels if evidence.k < c.score.least_k]:
             return f"{evidence.k} sample per tick: {', '.join(lacking)} cannot be told from so few"
-        if missing := [joint for joint in self.kinematics.joints if joint not in evidence.names]:
+        if missing := [name for name in self.kinematics.columns if name not in evidence.names]:
             return f"samples have columns {list(evidence.names)}, {missing} are missing"
         return ""
 

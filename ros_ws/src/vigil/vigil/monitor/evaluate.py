@@ -1,8 +1,8 @@
 """How good a detector is on roll-outs whose outcome is known.
 
 Failure is the positive class. A detection is an alarm before the episode's end; its time is the first alarm's tick by
-the longest episode's last tick, over detected failures. Always-alarm and never-alarm score 0.50 whatever the data, and
-failing episodes are longer, so a clock detects them too: these rows are always there.
+the longest episode's last tick, over detected failures (Roemer et al., NeurIPS 2025). Always-alarm and never-alarm score
+0.50 whatever the data, and failing episodes are longer, so a clock detects them too: these rows are always there.
 """
 
 from __future__ import annotations
@@ -10,41 +10,30 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from vigil.monitor.calibrate import Fitted, Recipe, build_detector
-from vigil.monitor.detector import ALARM, OUT_OF_RANGE, Clauses, Detector
-from vigil.monitor.features import Features, Kinematics
+from vigil.monitor.detector import ALARM, OUT_OF_RANGE, Detector
+from vigil.monitor.features import Features
 from vigil.record.rollout import Rollout
-
-METHODS: dict[str, Clauses] = {
-    "fiper": (("rnd", "ace"),),
-    "rnd": (("rnd",),),
-    "ace": (("ace",),),
-    "kernel": (("kernel",),),
-    "kernel+ace": (("kernel", "ace"),),
-    "spread": (("spread",),),
-    "overlap": (("overlap",),),
-    "rnd+spread": (("rnd", "spread"),),
-    "rnd+overlap": (("rnd", "overlap"),),
-    "fiper|clock": (("rnd", "ace"), ("clock",)),
-    "clock": (("clock",),),
-}
-"""Detectors that are compared: alarm where all scores of one clause are above their thresholds."""
 
 HOLDING = (ALARM, OUT_OF_RANGE)
 """Verdicts on which a rig holds by default."""
 
+FIGURES = ("tpr", "tnr", "accuracy", "twa", "detection_time")
+RESAMPLES = 2000
+
 
 @dataclass(frozen=True)
 class Case:
-    """One test roll-out: its segments, whether it failed, and its length in ticks."""
+    """One test roll-out: its segments, whether it failed, and where it belongs."""
 
     segments: tuple[Features, ...]
     failed: bool
     group: str  # the perturbation
+    ood: bool = False  # not from the distribution that was calibrated on
+    task: str = ""
 
     @property
     def ticks(self) -> int:
@@ -53,7 +42,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Row:
-    """One detector's figures. Rates without any episode of their kind are NaN."""
+    """One detector's figures on one task. Rates without any episode of their kind are NaN."""
 
     method: str
     delta: float
@@ -62,6 +51,9 @@ class Row:
     tpr: float
     tnr: float
     detection_time: float
+    task: str = ""
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)  # 95 %, bootstrap over roll-outs
+    samples: dict[str, np.ndarray] = field(default_factory=dict, repr=False)  # the resampled figures
 
     @property
     def accuracy(self) -> float:
@@ -69,8 +61,8 @@ class Row:
         return (self.tpr + self.tnr) / 2
 
     @property
-    def timewise_accuracy(self) -> float:
-        """TWA: as accuracy, each detection discounted by its time."""
+    def twa(self) -> float:
+        """Timestep-wise accuracy: as accuracy, each detection discounted by its time."""
         early = self.tpr * (1 - self.detection_time) if self.tpr > 0 else self.tpr
         return (early + self.tnr) / 2
 
@@ -82,7 +74,13 @@ FirstAlarm = Callable[[Case], int | None]
 def test_cases(rollouts: Sequence[Rollout], features: Sequence[Sequence[Features]]) -> list[Case]:
     """Successes and failures of the policy by itself. Episodes an operator finished, or discarded, say neither."""
     return [
-        Case(tuple(segments), rollout.episode.outcome == "failure", rollout.episode.perturbation)
+        Case(
+            tuple(segments),
+            failed=rollout.episode.outcome == "failure",
+            group=rollout.episode.perturbation,
+            ood=rollout.episode.out_of_distribution,
+            task=rollout.episode.rig,
+        )
         for rollout, segments in zip(rollouts, features, strict=True)
         if rollout.episode.outcome in ("success", "failure")
     ]
@@ -103,48 +101,79 @@ def first_alarm(detector: Detector, *, hold_on: tuple[int, ...] = (ALARM,)) -> F
     return find
 
 
-def measure(method: str, delta: float, cases: Sequence[Case], first: FirstAlarm) -> Row:
-    """Figures of one detector."""
+def measure(
+    method: str, delta: float, cases: Sequence[Case], first: FirstAlarm, *, resamples: int = 0, task: str = ""
+) -> Row:
+    """Figures of one detector; with ``resamples`` also their bootstrap intervals over roll-outs (seed 0).
+
+    Failures and successes are resampled each among themselves, so that every resample has as many of both.
+    """
     longest = max(max((case.ticks for case in cases), default=1) - 1, 1)
-    alarms = [first(case) for case in cases]
-    failures = [alarm for case, alarm in zip(cases, alarms, strict=True) if case.failed]
-    successes = [alarm for case, alarm in zip(cases, alarms, strict=True) if not case.failed]
-    detected = [alarm for alarm in failures if alarm is not None]
+    at = np.array([np.nan if (tick := first(case)) is None else tick / longest for case in cases])
+    failed = np.array([case.failed for case in cases], bool)
+    point = _figures(at[failed], at[~failed])
+    samples = {}
+    if resamples:
+        rng = np.random.default_rng(0)
+        parts = [
+            part[rng.integers(0, max(len(part), 1), (resamples, len(part)))]
+            for part in (at[failed], at[~failed])
+        ]
+        samples = _figures(*parts)
     return Row(
         method=method,
         delta=delta,
-        successes=len(successes),
-        failures=len(failures),
-        tpr=len(detected) / len(failures) if failures else np.nan,
-        tnr=sum(alarm is None for alarm in successes) / len(successes) if successes else np.nan,
-        detection_time=float(np.mean(detected)) / longest if detected else np.nan,
+        successes=int((~failed).sum()),
+        failures=int(failed.sum()),
+        tpr=float(point["tpr"]),
+        tnr=float(point["tnr"]),
+        detection_time=float(point["detection_time"]),
+        task=task,
+        intervals=_intervals(samples),
+        samples=samples,
     )
 
 
-def trivial_rows(cases: Sequence[Case]) -> list[Row]:
+def mean_row(rows: Sequence[Row], method: str) -> Row:
+    """One method's mean over tasks; its intervals come from resampling every task."""
+    samples = {
+        name: np.mean([row.samples[name] for row in rows], axis=0)
+        for name in FIGURES
+        if all(row.samples for row in rows)
+    }
+    mean = _Mean(
+        method=method,
+        delta=rows[0].delta,
+        successes=sum(row.successes for row in rows),
+        failures=sum(row.failures for row in rows),
+        tpr=float(np.mean([row.tpr for row in rows])),
+        tnr=float(np.mean([row.tnr for row in rows])),
+        detection_time=float(np.mean([row.detection_time for row in rows])),
+        task="mean",
+        intervals=_intervals(samples),
+        samples=samples,
+        mean_twa=float(np.mean([row.twa for row in rows])),
+    )
+    return mean
+
+
+@dataclass(frozen=True)
+class _Mean(Row):
+    """TWA is not a function of the means of its parts."""
+
+    mean_twa: float = np.nan
+
+    @property
+    def twa(self) -> float:
+        return self.mean_twa
+
+
+def trivial_rows(cases: Sequence[Case], *, resamples: int = 0, task: str = "") -> list[Row]:
     """What alarming always, and never, amounts to."""
-    return [measure("always", np.nan, cases, lambda _: 0), measure("never", np.nan, cases, lambda _: None)]
-
-
-def compare(
-    fitted: Fitted, kinematics: Kinematics, cases: Sequence[Case], methods: Sequence[str], base: Recipe
-) -> list[Row]:
-    """One row per method, each calibrated by ``base`` on the same split; then the trivial rows."""
-    rows = []
-    for method in methods:
-        recipe = Recipe(
-            delta=base.delta,
-            clauses=METHODS[method],
-            mode=base.mode,
-            style=base.style,
-            settings=base.settings,
-            windows=base.windows,
-            seed=base.seed,
-            out_of_range_ticks=base.out_of_range_ticks,
-        )
-        detector = build_detector(fitted, recipe, kinematics)
-        rows.append(measure(method, recipe.delta, cases, first_alarm(detector)))
-    return rows + trivial_rows(cases)
+    return [
+        measure("always", np.nan, cases, lambda _: 0, resamples=resamples, task=task),
+        measure("never", np.nan, cases, lambda _: None, resamples=resamples, task=task),
+    ]
 
 
 def by_group(method: str, delta: float, cases: Sequence[Case], first: FirstAlarm) -> list[tuple[str, Row]]:
@@ -156,15 +185,41 @@ def by_group(method: str, delta: float, cases: Sequence[Case], first: FirstAlarm
 
 
 def to_csv(rows: Sequence[Row]) -> str:
-    """The rows as CSV."""
+    """The rows as CSV, with bootstrap intervals where there are any."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(
-        ["method", "delta", "successes", "failures", "tpr", "tnr", "accuracy", "twa", "detection_time"]
-    )
+    bounds = [f"{name}_{end}" for name in FIGURES for end in ("low", "high")]
+    writer.writerow(["task", "method", "delta", "successes", "failures", *FIGURES, *bounds])
     for row in rows:
-        figures = (row.tpr, row.tnr, row.accuracy, row.timewise_accuracy, row.detection_time)
-        writer.writerow(
-            [row.method, row.delta, row.successes, row.failures, *(f"{value:.4f}" for value in figures)]
-        )
+        figures = [f"{getattr(row, name):.4f}" for name in FIGURES]
+        limits = [f"{end:.4f}" for name in FIGURES for end in row.intervals.get(name, (np.nan, np.nan))]
+        writer.writerow([row.task, row.method, row.delta, row.successes, row.failures, *figures, *limits])
     return out.getvalue()
+
+
+def _figures(failures: np.ndarray, successes: np.ndarray) -> dict[str, np.ndarray]:
+    """Figures [...] from the times of first alarms [..., n], in shares of the longest episode; NaN without alarm."""
+    detected = ~np.isnan(failures)
+    n, spared = failures.shape[-1], np.isnan(successes).mean(axis=-1) if successes.shape[-1] else np.nan
+    found = detected.sum(axis=-1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        tpr = np.true_divide(found, n)
+        time = np.true_divide(np.where(detected, failures, 0.0).sum(axis=-1), found)
+    early = np.where(found > 0, tpr * (1 - time), tpr)
+    return {
+        "tpr": tpr,
+        "tnr": spared + np.zeros_like(tpr),
+        "accuracy": (tpr + spared) / 2,
+        "twa": (early + spared) / 2,
+        "detection_time": time,
+    }
+
+
+def _intervals(samples: dict[str, np.ndarray]) -> dict[str, tuple[float, float]]:
+    intervals = {}
+    for name, values in samples.items():
+        known = values[~np.isnan(values)]
+        if len(known):
+            low, high = np.quantile(known, (0.025, 0.975))
+            intervals[name] = (float(low), float(high))
+    return intervals

@@ -5,37 +5,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from vigil.errors import VigilError
-from vigil.record.rollout import Rollout
-
-EndEffector = Callable[[np.ndarray], np.ndarray]
-"""Joint positions [..., J] in rad, in the order of `Kinematics.joints` -> positions [..., 3] in m."""
+from vigil.kinematics import positions
+from vigil.record.rollout import EndEffector, Rollout
 
 
 @dataclass(frozen=True)
 class Kinematics:
-    """How the columns of a chunk become positions of the gripper."""
+    """How the columns of a chunk become positions of the end effectors, one per arm."""
 
-    joints: tuple[str, ...]
-    end_effector: EndEffector
+    end_effectors: tuple[EndEffector, ...]
 
-    def columns(self, names: Sequence[str]) -> list[int]:
-        """Where this chain's joints are among ``names``; VigilError if one is missing."""
-        missing = [joint for joint in self.joints if joint not in names]
-        if missing:
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Every column that is looked at."""
+        return tuple(name for end_effector in self.end_effectors for name in end_effector.columns)
+
+    def positions(self, samples: np.ndarray, names: Sequence[str], step_dt: float) -> np.ndarray:
+        """Positions [..., H, A, 3] of A end effectors for samples [..., H, D] whose columns are ``names``.
+
+        Rates are integrated over the H steps of ``step_dt`` [s], from 0 on.
+
+        Raises:
+            VigilError: a column is missing; names those there are.
+        """
+        if missing := [name for name in self.columns if name not in names]:
             raise VigilError(
-                f"samples have columns {list(names)}, the kinematic chain needs {missing} as well"
+                f"samples have columns {list(names)}, the end effectors need {missing} as well: calibrate for this "
+                "policy, or correct `end_effectors` of the roll-outs"
             )
-        return [list(names).index(joint) for joint in self.joints]
-
-    def positions(self, samples: np.ndarray, names: Sequence[str]) -> np.ndarray:
-        """Gripper positions [..., 3] in m of samples [..., D] whose columns are ``names``."""
-        return self.end_effector(samples[..., self.columns(names)])
+        names = list(names)
+        arms = []
+        for arm in self.end_effectors:
+            values = samples[..., [names.index(name) for name in arm.columns]]
+            if arm.chain == "franka":
+                arms.append(positions(values, arm.tool_offset))
+                continue
+            if arm.chain == "velocity":
+                values = np.cumsum(values * step_dt, axis=-2)
+            # The plane is a space without height.
+            arms.append(np.pad(values, [(0, 0)] * (values.ndim - 1) + [(0, 3 - values.shape[-1])]))
+        return np.stack(arms, axis=-2)
 
 
 @dataclass(frozen=True)
@@ -44,7 +59,7 @@ class Features:
 
     elapsed: np.ndarray  # float64 [T], s since the segment's first tick
     embedding: np.ndarray  # float32 [T, E]
-    positions: np.ndarray  # float32 [T, K, H, 3], m, of the gripper at each step of each sample
+    positions: np.ndarray  # float32 [T, K, H, A, 3], m, of each of A grippers at each step of each sample
     step_dt: float  # s between two steps
 
     def __len__(self) -> int:
@@ -122,7 +137,9 @@ def rollout_features(rollout: Rollout, kinematics: Kinematics) -> list[Features]
             Features(
                 elapsed=stamps - stamps[0],
                 embedding=rollout.embedding[ticks],
-                positions=np.asarray(kinematics.positions(samples, rollout.names), np.float32),
+                positions=np.asarray(
+                    kinematics.positions(samples, rollout.names, rollout.step_dt), np.float32
+                ),
                 step_dt=rollout.step_dt,
             )
         )

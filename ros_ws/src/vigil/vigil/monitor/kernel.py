@@ -6,11 +6,14 @@ over the m ticks of the roll-outs, with an RBF kernel and the median pairwise di
 count, through a basis of r of them (deterministic training conditional approximation, Quinonero-Candela and Rasmussen,
 2005), so that one tick costs O(r^2) whatever m is. The basis is chosen greedily, where it explains least (pivoted
 Cholesky).
+
+Leaving an episode out needs no second fit: its ticks are taken out of the Gram matrix, and out of the basis.
 """
 
 from __future__ import annotations
 
-from typing import Annotated
+from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field
@@ -18,6 +21,9 @@ from pydantic import Field
 from vigil.monitor.features import Features
 from vigil.monitor.score import OBSERVATION, Score
 from vigil.rig import Positive, Strict
+
+JITTER = 1e-7  # far below the noise: the basis is independent by choice, but single precision centres are not exact
+SUBSET = 1000  # ticks, or chunks, among which the median distance is taken
 
 
 class KernelVariance(Score):
@@ -30,57 +36,157 @@ class KernelVariance(Score):
         regularisation: Positive = 1e-5
         basis: Annotated[int, Field(ge=2, le=4096, description="r, most ticks kept")] = 384
         bandwidth_scale: Positive = 1.0
+        actions: Annotated[
+            Literal["none", "path", "fourier"],
+            Field(
+                description="second block of the kernel: none, the mean chunk's path from its start, or the mean of "
+                "random Fourier features of the chunks' paths"
+            ),
+        ] = "none"
+        frequencies: Annotated[int, Field(ge=1, description="of `fourier`")] = 64
 
     def __init__(self, settings: Settings | None = None) -> None:
         self.settings = settings or self.Settings()
-        self.centres = np.empty((0, 0), np.float32)  # [r, E]
-        self.bandwidth = 1.0
+        self.bandwidth = 1.0  # of the embedding
+        self.action_bandwidth = 1.0
+        self.waves = np.empty((0, 0), np.float32)  # [H * A * 3, frequencies], rad per m
+        self.phases = np.empty(0, np.float32)  # [frequencies]
+        self.centres = np.empty((0, 0), np.float32)  # [r, inputs]
         self.weight = np.empty((0, 0))  # [r, r]
 
     def fit(self, episodes: list[Features], seed: int) -> None:
-        x = np.concatenate([f.embedding for f in episodes]).astype(np.float64)
-        some = np.random.default_rng(seed).permutation(len(x))[:1000]
-        pairs = _square_distances(x[some], x[some])[np.triu_indices(len(some), 1)]
-        median = float(np.sqrt(np.median(pairs))) if len(pairs) else 0.0
-        self.bandwidth = self.settings.bandwidth_scale * median or 1.0
-        chosen = self._pivots(x)
-        self.centres = x[chosen].astype(np.float32)
-        of_centres = self._kernel(self.centres)
-        of_ticks = self._kernel(x)  # [m, r]
-        noise = len(x) * self.settings.regularisation
-        # Jitter far below the noise: the basis is independent by choice, but single precision centres are not exact.
-        prior = of_centres + 1e-7 * np.eye(len(chosen))
-        self.weight = np.linalg.inv(prior) - np.linalg.inv(prior + of_ticks.T @ of_ticks / noise)
+        self._fit(episodes, seed)
+
+    def cross_scores(self, episodes: list[Features], folds: int, seed: int) -> list[np.ndarray]:
+        """As `Score.cross_scores`, leaving out one episode at a time whatever ``folds`` is, in closed form."""
+        gram = self._fit(episodes, seed)
+        result, end = [], 0
+        for episode in episodes:
+            start, end = end, end + len(episode)
+            mine = (gram.chosen >= start) & (gram.chosen < end)
+            rows = gram.of_ticks[start:end]
+            others = gram.total - rows.T @ rows
+            weight = _weight(
+                gram.prior[np.ix_(~mine, ~mine)],
+                others[np.ix_(~mine, ~mine)],
+                (len(gram.of_ticks) - len(rows)) * self.settings.regularisation,
+            )
+            result.append(_variance(rows[:, ~mine], weight))
+        return result
 
     def score(self, features: Features) -> np.ndarray:
-        k = self._kernel(features.embedding)
-        return np.maximum(1.0 - np.einsum("tr,tr->t", k @ self.weight, k), 0.0)
+        return _variance(_rbf(self._inputs(features), self.centres), self.weight)
 
     def arrays(self) -> dict[str, np.ndarray]:
-        return {"centres": self.centres, "bandwidth": np.float64(self.bandwidth), "weight": self.weight}
+        return {
+            "bandwidth": np.float64(self.bandwidth),
+            "action_bandwidth": np.float64(self.action_bandwidth),
+            "waves": self.waves,
+            "phases": self.phases,
+            "centres": self.centres,
+            "weight": self.weight,
+        }
 
-    def load(self, arrays: dict[str, np.ndarray]) -> None:
+    def load(self, arrays: dict[str, np.ndarray], graph: bytes | None = None) -> None:
+        self.bandwidth, self.action_bandwidth = float(arrays["bandwidth"]), float(arrays["action_bandwidth"])
+        self.waves, self.phases = arrays["waves"], arrays["phases"]
         self.centres, self.weight = arrays["centres"], arrays["weight"]
-        self.bandwidth = float(arrays["bandwidth"])
 
-    def _kernel(self, x: np.ndarray) -> np.ndarray:
-        return np.exp(-_square_distances(x, self.centres) / (2 * self.bandwidth**2))
+    def _fit(self, episodes: list[Features], seed: int) -> _Gram:
+        rng = np.random.default_rng(seed)
+        embedding = np.concatenate([f.embedding for f in episodes])
+        self.bandwidth = self.settings.bandwidth_scale * _median_distance(embedding, rng)
+        if self.settings.actions == "fourier":
+            paths = np.concatenate([_paths(f)[:, :: max(f.positions.shape[1] // 8, 1)] for f in episodes])
+            paths = paths.reshape(-1, paths.shape[-1])
+            size = (paths.shape[1], self.settings.frequencies)
+            self.waves = (rng.standard_normal(size) / _median_distance(paths, rng)).astype(np.float32)
+            self.phases = rng.uniform(0, 2 * np.pi, self.settings.frequencies).astype(np.float32)
+        if self.settings.actions != "none":
+            actions = np.concatenate([self._actions(f) for f in episodes])
+            self.action_bandwidth = self.settings.bandwidth_scale * _median_distance(actions, rng)
+        x = np.concatenate([self._inputs(f) for f in episodes])
+        chosen = _pivots(x, self.settings.basis)
+        self.centres = x[chosen].astype(np.float32)
+        of_ticks = _rbf(x, self.centres)
+        gram = _Gram(np.array(chosen), _rbf(self.centres, self.centres), of_ticks, of_ticks.T @ of_ticks)
+        self.weight = _weight(gram.prior, gram.total, len(x) * self.settings.regularisation)
+        return gram
 
-    def _pivots(self, x: np.ndarray, tolerance: float = 1e-4) -> list[int]:
-        residual = np.ones(len(x))
-        factor = np.empty((len(x), min(self.settings.basis, len(x))))
-        chosen: list[int] = []
-        for column in range(factor.shape[1]):
-            pivot = int(np.argmax(residual))
-            if residual[pivot] < tolerance:
-                break
-            k = np.exp(-_square_distances(x, x[pivot : pivot + 1])[:, 0] / (2 * self.bandwidth**2))
-            k -= factor[:, :column] @ factor[pivot, :column]
-            factor[:, column] = k / np.sqrt(residual[pivot])
-            residual = np.maximum(residual - factor[:, column] ** 2, 0.0)
-            residual[pivot] = 0.0
-            chosen.append(pivot)
-        return chosen
+    def _inputs(self, features: Features) -> np.ndarray:
+        """[T, inputs], scaled so that the kernel's bandwidth is 1: a product of kernels is one kernel on both."""
+        x = np.asarray(features.embedding, np.float64) / self.bandwidth
+        if self.settings.actions == "none":
+            return x
+        return np.concatenate([x, self._actions(features) / self.action_bandwidth], axis=1)
+
+    def _actions(self, features: Features) -> np.ndarray:
+        paths = _paths(features)
+        if self.settings.actions == "path":
+            return paths.mean(axis=1, dtype=np.float64)
+        waves = np.cos(paths @ self.waves + self.phases).mean(axis=1, dtype=np.float64)
+        return waves * np.sqrt(2 / self.settings.frequencies)
+
+
+class KernelActions(KernelVariance):
+    """The same with the chunks beside the embedding: new is also a known observation answered in an unknown way."""
+
+    name = "kernel_actions"
+
+    class Settings(KernelVariance.Settings):
+        actions: Literal["path", "fourier"] = "path"
+
+
+@dataclass(frozen=True)
+class _Gram:
+    """Kernel matrices of a fit: r of m ticks are the basis."""
+
+    chosen: np.ndarray  # [r], their numbers
+    prior: np.ndarray  # [r, r], among themselves
+    of_ticks: np.ndarray  # [m, r]
+    total: np.ndarray  # [r, r], of_ticks' of_ticks
+
+
+def _weight(prior: np.ndarray, gram: np.ndarray, noise: float) -> np.ndarray:
+    prior = prior + JITTER * np.eye(len(prior))
+    return np.linalg.inv(prior) - np.linalg.inv(prior + gram / noise)
+
+
+def _variance(k: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    return np.maximum(1.0 - np.einsum("tr,tr->t", k @ weight, k), 0.0)
+
+
+def _paths(features: Features) -> np.ndarray:
+    """Every chunk relative to the mean start of its tick, [T, K, H * A * 3] m."""
+    start = features.positions[:, :, :1].mean(axis=1, keepdims=True)
+    return (features.positions - start).reshape(*features.positions.shape[:2], -1)
+
+
+def _median_distance(x: np.ndarray, rng: np.random.Generator) -> float:
+    some = x[rng.permutation(len(x))[:SUBSET]]
+    pairs = _square_distances(some, some)[np.triu_indices(len(some), 1)]
+    return (float(np.sqrt(np.median(pairs))) if len(pairs) else 0.0) or 1.0
+
+
+def _rbf(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return np.exp(-0.5 * _square_distances(a, b))
+
+
+def _pivots(x: np.ndarray, most: int, tolerance: float = 1e-4) -> list[int]:
+    residual = np.ones(len(x))
+    factor = np.empty((len(x), min(most, len(x))))
+    chosen: list[int] = []
+    for column in range(factor.shape[1]):
+        pivot = int(np.argmax(residual))
+        if residual[pivot] < tolerance:
+            break
+        k = _rbf(x, x[pivot : pivot + 1])[:, 0]
+        k -= factor[:, :column] @ factor[pivot, :column]
+        factor[:, column] = k / np.sqrt(residual[pivot])
+        residual = np.maximum(residual - factor[:, column] ** 2, 0.0)
+        residual[pivot] = 0.0
+        chosen.append(pivot)
+    return chosen
 
 
 def _square_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:

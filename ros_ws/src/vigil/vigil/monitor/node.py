@@ -18,13 +18,12 @@ from vigil.monitor.calibration import (
     check_arm,
     check_binding,
     geometry_of,
-    kinematics_of,
     load_calibration,
     load_detector,
 )
 from vigil.monitor.detector import UNCALIBRATED, Channel, Detector, Status
 from vigil.monitor.entropy import Spread
-from vigil.monitor.features import Evidence
+from vigil.monitor.features import Evidence, Kinematics
 from vigil.node import (
     ERROR,
     EVENTS,
@@ -118,7 +117,7 @@ class MonitorNode(VigilNode):
         except VigilError as error:
             if wanted:
                 raise
-            kinematics = kinematics_of(geometry_of(self.rig))
+            kinematics = Kinematics(geometry_of(self.rig))
             unlimited = Channel(Spread(), window=1, threshold=np.array([np.inf]), single=np.inf)
             self._detector = Detector([unlimited], (("spread",),), kinematics)
             self._why_uncalibrated = str(error)

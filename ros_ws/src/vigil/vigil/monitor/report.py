@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from vigil.monitor import conformal
-from vigil.monitor.calibrate import Fitted
+from vigil.monitor.calibrate import Fitted, Split
 from vigil.monitor.calibration import Calibration
 from vigil.monitor.detector import Channel, Detector
 from vigil.monitor.windows import windowed
@@ -27,14 +27,16 @@ text { font-size: 11px; fill: #51606f } code { font-size: .9em; overflow-wrap: a
 """
 
 
-def write_report(path: Path, calibration: Calibration, detector: Detector, fitted: Fitted) -> None:
+def write_report(
+    path: Path, calibration: Calibration, detector: Detector, fitted: Fitted, split: Split
+) -> None:
     """Write the page, self-contained HTML, to ``path``."""
-    path.write_text(render(calibration, detector, fitted), encoding="utf-8")
+    path.write_text(render(calibration, detector, fitted, split), encoding="utf-8")
 
 
-def render(calibration: Calibration, detector: Detector, fitted: Fitted) -> str:
+def render(calibration: Calibration, detector: Detector, fitted: Fitted, split: Split) -> str:
     """The page."""
-    curves = fitted.curves.calibrate
+    curves = {name: fitted.part(name, split.calibrate) for name in detector.names}
     sections = [_section(channel, curves[channel.name]) for channel in detector.channels]
     alarmed = _alarms(detector, curves)
     binding = calibration.binding
@@ -84,7 +86,7 @@ def _section(channel: Channel, curves: list[np.ndarray]) -> str:
     unit = "tick" if channel.window == 1 else "ticks"
     return (
         f"<h2>{escape(channel.name)} ({channel.score.kind}), summed over {channel.window} {unit}</h2>"
-        f"<p>Each line is one successful roll-out that took no part in fitting.</p>"
+        f"<p>Each line is one successful roll-out, scored by a model that had not seen it.</p>"
         f"{_chart(summed, channel.threshold)}"
     )
 

@@ -11,7 +11,9 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field
 
+from vigil.monitor.entropy import PUBLISHED_OFFSET
 from vigil.monitor.features import Features
+from vigil.monitor.graph import Session, distance_graph
 from vigil.monitor.mlp import AdamW, Mlp
 from vigil.monitor.score import OBSERVATION, Score
 from vigil.rig import Positive, Strict
@@ -25,6 +27,7 @@ class RandomNetworkDistillation(Score):
 
     name = "rnd"
     kind = OBSERVATION
+    refits_alike = False
 
     class Settings(Strict):
         preset: Literal["small", "fiper"] = "small"
@@ -41,6 +44,12 @@ class RandomNetworkDistillation(Score):
         patience: Size = 20
         overfit_ratio: Annotated[float, Field(gt=1)] = 5.0
         overfit_after: Size = 20
+        published: Annotated[
+            bool,
+            Field(
+                description="validate on ticks instead of episodes, offsets of 1e-6, as the published code"
+            ),
+        ] = False
 
     @classmethod
     def published(cls) -> Settings:
@@ -56,6 +65,7 @@ class RandomNetworkDistillation(Score):
             rate=1e-4,
             final_rate=1e-6,
             patience=7,
+            published=True,
         )
 
     def __init__(self, settings: Settings | None = None) -> None:
@@ -64,47 +74,56 @@ class RandomNetworkDistillation(Score):
         self.mean = self.std = np.empty(0, np.float32)  # [used]
         self.target: Mlp | None = None
         self.predictor: Mlp | None = None
+        self._session: Session | None = None
 
     def fit(self, episodes: list[Features], seed: int) -> None:
         rng = np.random.default_rng(seed)
+        s = self.settings
         ticks = np.concatenate([f.embedding for f in episodes])
         spread = ticks.std(axis=0)
         # A feature that never moved in calibration would make scores explode at its first move.
-        self.used = spread > 1e-4 * spread.max()
+        self.used = np.ones(len(spread), bool) if s.published else spread > 1e-4 * spread.max()
         if not self.used.any():
             self.used[:] = True
         self.mean = ticks[:, self.used].mean(axis=0)
         self.std = np.maximum(spread[self.used], np.finfo(np.float32).tiny)
-        # Validation by episode: ticks of one episode resemble each other.
-        order = rng.permutation(len(episodes))
-        held_out = max(1, len(episodes) // 5) if len(episodes) > 1 else 0
-        validation = [episodes[i] for i in order[:held_out]]
-        training = [episodes[i] for i in order[held_out:]]
-
-        s, size = self.settings, int(self.used.sum())
+        if s.published:
+            order = rng.permutation(len(ticks))
+            held_out = max(1, len(ticks) // 10)
+            x_held, x = self._inputs(ticks[order[:held_out]]), self._inputs(ticks[order[held_out:]])
+        else:
+            # Validation by episode: ticks of one episode resemble each other.
+            order = rng.permutation(len(episodes))
+            held_out = max(1, len(episodes) // 5) if len(episodes) > 1 else 0
+            validation = [episodes[i].embedding for i in order[:held_out]]
+            x = self._inputs(np.concatenate([episodes[i].embedding for i in order[held_out:]]))
+            x_held = self._inputs(np.concatenate(validation)) if validation else x
+        size = int(self.used.sum())
         self.target = Mlp.orthogonal((size, *s.target, s.outputs), rng)
         predictor = Mlp.orthogonal((size, *s.predictor, s.outputs), rng, s.relu_tail)
-        x = self._inputs(np.concatenate([f.embedding for f in training]))
-        x_held = self._inputs(np.concatenate([f.embedding for f in validation])) if validation else x
         self.predictor = self._train(predictor, x, x_held, rng)
+        self._session = None
 
     def score(self, features: Features) -> np.ndarray:
+        offset = PUBLISHED_OFFSET if self.settings.published else 0.0
+        if self._session is not None:
+            return self._session(features.embedding).astype(np.float64) + offset
         x = self._inputs(features.embedding)
-        return _distance(self.predictor.forward(x), self.target.forward(x)).astype(np.float64)
+        return _distance(self.predictor.forward(x) + np.float32(offset), self.target.forward(x)) + offset
 
-    def arrays(self) -> dict[str, np.ndarray]:
-        return {
-            "used": self.used,
-            "mean": self.mean,
-            "std": self.std,
-            **self.target.arrays("target"),
-            **self.predictor.arrays("predictor"),
-        }
+    def graph(self) -> bytes:
+        standardise = self.settings.standardise
+        return distance_graph(
+            self.used,
+            self.mean if standardise else np.zeros_like(self.mean),
+            self.std if standardise else np.ones_like(self.std),
+            CLIP if standardise else np.inf,
+            (self.target, self.predictor),
+            PUBLISHED_OFFSET if self.settings.published else 0.0,
+        )
 
-    def load(self, arrays: dict[str, np.ndarray]) -> None:
-        self.used, self.mean, self.std = arrays["used"], arrays["mean"], arrays["std"]
-        self.target = Mlp.from_arrays(arrays, "target")
-        self.predictor = Mlp.from_arrays(arrays, "predictor", self.settings.relu_tail)
+    def load(self, arrays: dict[str, np.ndarray], graph: bytes | None = None) -> None:
+        self._session = Session(graph)
 
     def _inputs(self, embedding: np.ndarray) -> np.ndarray:
         x = embedding[:, self.used]
@@ -142,4 +161,4 @@ class RandomNetworkDistillation(Score):
 
 
 def _distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    return np.linalg.norm(a - b, axis=1)
+    return np.linalg.norm(a - b, axis=1).astype(np.float64)

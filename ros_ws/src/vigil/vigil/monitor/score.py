@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
+from vigil.errors import VigilError
 from vigil.monitor.features import Features
 from vigil.rig import Strict
 
@@ -27,6 +28,10 @@ class Score(ABC):
     context: ClassVar[int] = 0  # earlier ticks that the score of one tick needs
     least_k: ClassVar[int] = 1  # samples per tick below which the score says nothing
     windowed: ClassVar[bool] = True  # whether a sum over several ticks means anything
+    learns: ClassVar[bool] = True  # whether `fit` does anything
+    refits_alike: ClassVar[bool] = (
+        True  # whether fits on most of the same roll-outs give scores of the same scale
+    )
 
     class Settings(Strict):
         """What can be chosen; stored in the calibration file."""
@@ -37,6 +42,26 @@ class Score(ABC):
     def fit(self, episodes: list[Features], seed: int) -> None:  # noqa: B027 - some scores have nothing to learn
         """Learn what is normal from the segments of successful roll-outs."""
 
+    def cross_scores(self, episodes: list[Features], folds: int, seed: int) -> list[np.ndarray]:
+        """Fit on all episodes, and score each [T_i] as a model would that was fitted without it.
+
+        By default in ``folds`` groups of episodes, each scored by a model of the others. The result is what a future
+        success would get, as the scores of episodes that were fitted on are not.
+        """
+        self.fit(episodes, seed)
+        if not self.learns:
+            return [self.score(episode) for episode in episodes]
+        if len(episodes) < 2:
+            raise VigilError("one roll-out cannot be scored by a model of the others: record more")
+        group = np.random.default_rng(seed).permutation(len(episodes)) % min(folds, len(episodes))
+        result: list[np.ndarray] = [np.empty(0)] * len(episodes)
+        for fold in range(group.max() + 1):
+            other = type(self)(self.settings)
+            other.fit([episodes[i] for i in np.flatnonzero(group != fold)], seed)
+            for i in np.flatnonzero(group == fold):
+                result[i] = other.score(episodes[i])
+        return result
+
     @abstractmethod
     def score(self, features: Features) -> np.ndarray:
         """Scores [T], float64."""
@@ -45,5 +70,11 @@ class Score(ABC):
         """What `fit` learnt, for storage."""
         return {}
 
-    def load(self, arrays: dict[str, np.ndarray]) -> None:  # noqa: B027 - or to restore
-        """Restore what `arrays` gave."""
+    def graph(self) -> bytes | None:
+        """The score as an ONNX graph, where it is a network."""
+        return None
+
+    def load(  # noqa: B027 - or to restore
+        self, arrays: dict[str, np.ndarray], graph: bytes | None = None
+    ) -> None:
+        """Restore what `arrays` and `graph` gave."""

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 
 from vigil.errors import VigilError
+from vigil.monitor.baselines import LogpZO, Mahalanobis, PcaKmeans, Stac
 from vigil.monitor.entropy import ActionChunkEntropy, Overlap, Spread
 from vigil.monitor.features import Features
-from vigil.monitor.kernel import KernelVariance
+from vigil.monitor.kernel import KernelActions, KernelVariance
 from vigil.monitor.rnd import RandomNetworkDistillation
 from vigil.monitor.score import OBSERVATION, Score
 
@@ -20,6 +21,7 @@ class Clock(Score):
     name = "clock"
     kind = OBSERVATION
     windowed = False
+    learns = False
 
     def score(self, features: Features) -> np.ndarray:
         return features.elapsed
@@ -27,7 +29,19 @@ class Clock(Score):
 
 SCORES: dict[str, type[Score]] = {
     score.name: score
-    for score in (RandomNetworkDistillation, KernelVariance, ActionChunkEntropy, Spread, Overlap, Clock)
+    for score in (
+        RandomNetworkDistillation,
+        KernelVariance,
+        KernelActions,
+        ActionChunkEntropy,
+        Spread,
+        Overlap,
+        Stac,
+        LogpZO,
+        PcaKmeans,
+        Mahalanobis,
+        Clock,
+    )
 }
 
 

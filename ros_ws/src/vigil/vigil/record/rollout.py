@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from vigil.errors import VigilError
 
@@ -33,6 +33,27 @@ AUTHORITIES = ("HOLD", "POLICY", "OPERATOR", "ESTOP")
 VERDICTS = ("NOMINAL", "BENIGN_OOD", "UNCERTAIN", "ALARM", "OUT_OF_RANGE", "UNCALIBRATED", "STALE")
 
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class EndEffector(BaseModel):
+    """How some columns of a chunk say where one end effector goes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    chain: Literal["franka", "position", "velocity"] = Field(
+        description="joint positions [rad] of a Franka; or x, y (and z) themselves; or their rates, to be integrated"
+    )
+    columns: tuple[str, ...] = Field(min_length=1)
+    tool_offset: tuple[float, float, float] = Field((0.0, 0.0, 0.0), description="in the flange's frame [m]")
+
+    @model_validator(mode="after")
+    def _columns_fit(self) -> EndEffector:
+        allowed = (7,) if self.chain == "franka" else (1, 2, 3)
+        if len(self.columns) not in allowed:
+            raise ValueError(
+                f"chain {self.chain} needs {' or '.join(map(str, allowed))} columns, {len(self.columns)} given"
+            )
+        return self
 
 
 class Episode(BaseModel):
@@ -57,6 +78,15 @@ class Episode(BaseModel):
     sampler: str = ""
     sampler_steps: Annotated[int, Field(ge=0)] = 0
     camera_calibration_hash: str = ""
+    end_effectors: tuple[EndEffector, ...] = Field((), description="empty: the arm of the rig file")
+    ood: bool | None = Field(
+        None, description="not from the distribution calibrated on; not said: if it was perturbed"
+    )
+
+    @property
+    def out_of_distribution(self) -> bool:
+        """Whether the episode comes from another distribution than the one calibrated on."""
+        return self.perturbation != "none" if self.ood is None else self.ood
 
 
 @dataclass
