@@ -212,6 +212,16 @@ def test_every_verdict():
     assert scripted((high, low), (low, high), clauses=(("o",), ("a",))) == [ALARM, ALARM]
 
 
+def test_a_verdict_does_not_flicker_at_the_threshold():
+    low, above, near = 0.5, 1.02, 0.95
+    verdicts = scripted((near, low), (above, low), (near, low), (above, low), (low, 0.6))
+    assert verdicts == [NOMINAL, BENIGN_OOD, BENIGN_OOD, BENIGN_OOD, NOMINAL]
+    verdicts = scripted((low, 0.6), (above, 1.03), (near, 0.96), (near, low))
+    assert verdicts == [NOMINAL, ALARM, ALARM, BENIGN_OOD]
+    # Near is not above: only scores that are above at the same tick raise an alarm.
+    assert scripted((low, 0.6), (above, low), (near, above)) == [NOMINAL, BENIGN_OOD, UNCERTAIN]
+
+
 FLAWS = {
     "nan embedding": lambda e: replace(e, embedding=np.full_like(e.embedding, np.nan)),
     "one inf": lambda e: replace(e, embedding=np.r_[np.inf, e.embedding[1:]].astype(np.float32)),

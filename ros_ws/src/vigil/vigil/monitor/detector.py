@@ -23,6 +23,8 @@ NOMINAL, BENIGN_OOD, UNCERTAIN, ALARM, OUT_OF_RANGE, UNCALIBRATED, STALE = range
 
 Clauses = tuple[tuple[str, ...], ...]
 
+RELEASE = 0.9  # of the threshold: a score that was above it counts as above until it falls below this
+
 
 @dataclass
 class Channel:
@@ -36,6 +38,30 @@ class Channel:
     @property
     def name(self) -> str:
         return self.score.name
+
+
+class Hysteresis:
+    """Keeps a verdict from flickering while a score hovers at its threshold.
+
+    It never raises an alarm, and so costs none of the calibrated bound: for that all scores of a clause have to be above
+    their thresholds at one tick. It only ends one later.
+    """
+
+    def __init__(self, members: list[list[int]]) -> None:
+        self._members = members
+        self._held: np.ndarray | None = None
+        self._alarmed = [False] * len(members)
+
+    def step(self, sums: np.ndarray, thresholds: np.ndarray) -> tuple[np.ndarray, bool]:
+        """Which of S scores count as above, and whether that is an alarm."""
+        above = sums > thresholds
+        held = above if self._held is None else above | (self._held & (sums > RELEASE * thresholds))
+        self._alarmed = [
+            bool(above[members].all() or (alarmed and held[members].all()))
+            for members, alarmed in zip(self._members, self._alarmed, strict=True)
+        ]
+        self._held = held
+        return held, any(self._alarmed)
 
 
 @dataclass(frozen=True)
@@ -111,6 +137,7 @@ class Detector:
         self._last_tick = -1
         self._ticks = 0
         self._always_above = True
+        self._hysteresis = Hysteresis(self._members)
 
     def update(self, evidence: Evidence, *, latch: bool = True) -> Status:
         """Judge one tick. Whatever the evidence holds, this answers, and a flaw in it means STALE.
@@ -139,9 +166,8 @@ class Detector:
         self._always_above &= bool(observation) and any(
             scores[i] > self.channels[i].single for i in observation
         )
-        verdict = self._verdict(
-            sums > thresholds, self._always_above and self._ticks >= self.out_of_range_ticks
-        )
+        out_of_range = self._always_above and self._ticks >= self.out_of_range_ticks
+        verdict = self._verdict(*self._hysteresis.step(sums, thresholds), out_of_range)
         if verdict == ALARM and latch:
             self.latched = True
         reason = self._reason(verdict, sums, thresholds)
@@ -163,12 +189,17 @@ class Detector:
         sums = np.stack([windowed(scores[:, i], c.window) for i, c in enumerate(self.channels)], axis=1)
         ticks = np.arange(len(features))
         thresholds = np.stack([at(c.threshold, ticks) for c in self.channels], axis=1)
-        above = sums > thresholds
+        hysteresis = Hysteresis(self._members)
         observation = self._kind[OBSERVATION]
         single = np.array([self.channels[i].single for i in observation])
         always = np.logical_and.accumulate((scores[:, observation] > single).any(axis=1))
         always &= ticks + 1 >= self.out_of_range_ticks
-        verdict = np.array([self._verdict(a, bool(o)) for a, o in zip(above, always, strict=True)])
+        verdict = np.array(
+            [
+                self._verdict(*hysteresis.step(*tick), bool(out))
+                for *tick, out in zip(sums, thresholds, always, strict=True)
+            ]
+        )
         return Judgement(scores, sums, thresholds, verdict == ALARM, verdict)
 
     def _features(self, evidence: Evidence) -> Features:
@@ -197,8 +228,8 @@ class Detector:
             return f"samples have columns {list(evidence.names)}, {missing} are missing"
         return ""
 
-    def _verdict(self, above: np.ndarray, out_of_range: bool) -> int:
-        if any(all(above[i] for i in members) for members in self._members):
+    def _verdict(self, above: np.ndarray, alarm: bool, out_of_range: bool) -> int:
+        if alarm:
             return ALARM
         if out_of_range:
             return OUT_OF_RANGE
@@ -212,7 +243,7 @@ class Detector:
             return ", ".join(
                 f"{self.channels[i].name} {sums[i] / thresholds[i]:.2f} x its threshold"
                 for i in indices
-                if sums[i] > thresholds[i]
+                if sums[i] > RELEASE * thresholds[i]
             )
 
         every = list(range(len(self.channels)))

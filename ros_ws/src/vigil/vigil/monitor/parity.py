@@ -22,7 +22,7 @@ SMALLEST = 1e-7  # modulation below which the band counts as of no width
 
 
 def published_threshold(curves: Sequence[np.ndarray], quantile: float, style: Style) -> np.ndarray:
-    """Threshold [L] from windowed success curves [T_i], followed by the mean that holds from its end on."""
+    """Threshold [L] from windowed success curves [T_i]; the last value, the mean of the others, holds from its end on."""
     if style == "constant":
         return np.array([np.quantile([curve.max() for curve in curves], quantile)])
     if style == "per_step":
