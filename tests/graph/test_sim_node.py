@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 from contextlib import contextmanager
 from functools import partial
@@ -156,9 +155,15 @@ def test_lock_step_waits_for_every_participant(tmp_path):
         def now() -> int:
             return nanoseconds(clocks[-1].clock)
 
+        def waits() -> bool:
+            held = now()
+            time.sleep(0.1)
+            return now() == held
+
         # Alone it runs at the pace of the wall; with the first report of each it waits.
         policy.report(now())
         arm.report(now())
+        wait_for(waits, what="time stands still")
         policy_period = 20 * PERIOD
         reached = []
         for _ in range(60):
@@ -178,23 +183,23 @@ def test_lock_step_waits_for_every_participant(tmp_path):
         assert sum(nanoseconds(c.clock) == held for c in clocks) >= 2, "an instant that waits is told again"
 
 
-def test_lock_step_is_faster_than_the_wall(tmp_path):
+def test_lock_step_goes_on_with_the_report_and_not_with_the_wall(tmp_path):
     with active_cell(tmp_path, lockstep=True, use_sim_time=True, participants="[arm]") as (test, _):
         arm = Participant(test.node, ControlState, "arm/state", LATCHED)
-        joints = itertools.count()
-        seen = []
+        seen, came = [], []
 
         def answer(message: JointState) -> None:
-            next(joints)
             seen.append(nanoseconds(message.header.stamp))
+            came.append(time.monotonic_ns())
             arm.report(seen[-1])
 
         test.node.create_subscription(JointState, "franka/joint_states", answer, SENSOR)
         wait_for(lambda: len(seen) > 20, what="the first steps")
-        first, begun = seen[-1], time.monotonic()
+        first = seen[-1]
         wait_for(lambda: seen[-1] - first > 3_000_000_000, what="three simulated seconds")
-        assert time.monotonic() - begun < 3.0
         assert np.all(np.diff(sorted(set(seen))) == PERIOD)
+        # However busy the machine, some of 300 steps came sooner than the wall would have had them.
+        assert np.quantile(np.diff(came)[20:], 0.05) < PERIOD / 2
 
 
 @pytest.mark.parametrize(
