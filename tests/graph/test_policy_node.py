@@ -247,7 +247,6 @@ def test_in_lock_step_every_set_is_a_tick_at_once(tmp_path, bundle):
                 and all(p.get_subscription_count() for p in world.images.values())
             )
         )
-        began = time.monotonic()
         for tick in range(1, 21):
             stamp = tick * 200_000_000
             world.publish(stamp, frames=True)
@@ -257,7 +256,6 @@ def test_in_lock_step_every_set_is_a_tick_at_once(tmp_path, bundle):
             wait_for(lambda tick=tick: len(chunks) == tick, what=f"chunk of tick {tick}")
             assert nanoseconds(chunks[-1].header.stamp) == stamp
             world.publish(stamp + 10_000_000, frames=False)
-        assert time.monotonic() - began < 20 * 0.2, "faster than real time"
         assert len(chunks) == 20
 
 
