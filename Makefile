@@ -6,13 +6,14 @@ RUN := .venv/bin/
 unexport PYTHONPATH PYTHONHOME AMENT_PREFIX_PATH CMAKE_PREFIX_PATH COLCON_PREFIX_PATH LD_LIBRARY_PATH ROS_DISTRO
 unexport VIRTUAL_ENV _ROS_WHEELS_BOOTSTRAP_COMPLETE
 
-.PHONY: help setup demo test test-fast test-train unit graph e2e bench lint format clean
+.PHONY: help setup demo test test-fast test-train unit graph e2e bench benchmark lint format clean
 
 help:
 	@echo "make demo    set up if needed, then four episodes in simulation; the report lands in out/demo-*/"
 	@echo "make test    set up if needed, then lint and all tests (test-fast leaves the slow ones out)"
 	@echo "make test-train  adds torch, then the tests of training"
 	@echo "make bench   latency and throughput on this machine"
+	@echo "make benchmark  failure detectors on two simulated tasks; table and pictures land in docs/monitor/"
 	@echo "make lint    ruff and the import rules      make format  ruff format"
 	@echo "make setup   the set-up alone               make clean   remove everything that was made here"
 
@@ -51,6 +52,20 @@ test-train: setup
 
 bench: setup
 	@for bench in tests/bench/bench_*.py; do echo "== $$bench"; $(RUN)python $$bench || exit 1; done
+
+# Roll-outs of two tasks, then every detector on them: takes about two hours, goes on where it was stopped.
+BENCHMARK ?= out/benchmark
+SIMULATED := $(RUN)vigil evaluate franka_sim --uncalibrated --no-images --speed max
+
+benchmark: setup
+	@$(RUN)python -m pip install --quiet --editable ".[benchmark]"
+	@$(SIMULATED) --episodes 60 --seed 50000 --out $(BENCHMARK)/calibration/franka
+	@$(SIMULATED) --episodes 60 --seed 52000 --out $(BENCHMARK)/test/franka-nominal
+	@$(SIMULATED) --episodes 60 --seed 53000 --perturb benign --out $(BENCHMARK)/test/franka-benign
+	@$(SIMULATED) --episodes 105 --seed 54000 --perturb failing --out $(BENCHMARK)/test/franka-failing
+	@$(RUN)python tests/bench/pusht/rollouts.py --out $(BENCHMARK)/pusht
+	@$(RUN)vigil monitor evaluate $(BENCHMARK)/test $(BENCHMARK)/pusht/test --calibration $(BENCHMARK)/calibration \
+		--calibration $(BENCHMARK)/pusht/calibration --methods all --out docs/monitor
 
 clean:
 	rm -rf .venv ros_ws/build ros_ws/install ros_ws/log out .pytest_cache .ruff_cache .import_linter_cache .hypothesis

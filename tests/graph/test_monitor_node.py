@@ -283,4 +283,4 @@ def test_uncalibrated_only_when_asked(probe, start, rig_file, tmp_path):
         assert list(status.thresholds) == [np.inf]
         assert np.isfinite(status.scores).all()
         assert "no calibration" in status.reason
-    assert load_rig(rig).monitor.level == "fiper"
+    assert load_rig(rig).monitor.level == "calibrated"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -18,12 +19,15 @@ from vigil.monitor.calibration import (
     REPORT,
     Binding,
     binding_of,
+    calibration_folder,
     camera_calibration_hash,
     check_arm,
     check_binding,
+    check_level,
     load_calibration,
     load_detector,
 )
+from vigil.monitor.compare import DEFAULT_METHOD, METHODS
 from vigil.monitor.evaluate_command import evaluate
 from vigil.monitor.inputs import only_segment
 from vigil.policy.bundle import load_bundle
@@ -94,6 +98,27 @@ def test_methods_are_compared_on_one_calibration_set(successes, bundle, tmp_path
     assert all(name in out for name in ("fiper", "kernel", "clock", "always", "never"))
     with pytest.raises(VigilError, match="unknown method 'fibber'"):
         evaluate([tmp_path], calibration=[successes], methods="fibber")
+
+
+def test_fiper_is_calibrated_beside_the_default_and_selectable_by_level(bundle, successes, tmp_path, capsys):
+    policy = load_bundle(shutil.copytree(bundle.path, tmp_path / "tiny", dirs_exist_ok=True))
+    command.calibrate([successes], policy.path, delta=0.1)
+    own = load_calibration(calibration_folder(policy, "calibrated"))
+    beside = load_calibration(calibration_folder(policy, "fiper"))
+    assert (own.clauses, beside.clauses) == (METHODS[DEFAULT_METHOD].clauses, METHODS["fiper"].clauses)
+    assert load_detector(calibration_folder(policy, "fiper")).names == ("rnd", "ace")
+    check_level(beside, "fiper")
+    with pytest.raises(VigilError, match=r"monitor\.level is fiper"):
+        check_level(own, "fiper")
+    capsys.readouterr()
+    few = tmp_path / "few"
+    for i, rollout in enumerate(make_rollouts(12, seed=1)):
+        save_rollout(few / f"episode_{i:04d}", for_policy(rollout, bundle))
+    command.calibrate([few], policy.path, delta=0.1, fiper=False)
+    assert calibration_folder(policy, "fiper") == policy.monitor_path, "that of another calibration is gone"
+    command.calibrate([few], policy.path, delta=0.1)
+    assert "FIPER was not calibrated" in capsys.readouterr().out
+    assert load_calibration(policy.monitor_path).data.calibrated == 12
 
 
 OTHERS = {

@@ -125,9 +125,13 @@ class PolicyConfig(Strict):
 
 
 class MonitorConfig(Strict):
-    """Failure monitor. ``level: none`` runs without one, by the rig owner's decision."""
+    """Failure monitor.
 
-    level: Literal["fiper", "none"] = "fiper"
+    ``level: calibrated`` is the bundle's own detector, ``fiper`` the published pair of scores, which is calibrated beside it,
+    and ``none`` runs without a monitor, by the rig owner's decision.
+    """
+
+    level: Literal["calibrated", "fiper", "none"] = "calibrated"
     hold_on: tuple[Literal["ALARM", "OUT_OF_RANGE", "UNCALIBRATED", "STALE"], ...] = ("ALARM", "OUT_OF_RANGE")
 
 

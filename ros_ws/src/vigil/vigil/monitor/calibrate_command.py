@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from vigil.monitor.calibrate import (
     split_rollouts,
 )
 from vigil.monitor.calibration import (
+    FIPER_FOLDER,
     REPORT,
     Binding,
     Calibration,
@@ -35,7 +37,7 @@ from vigil.monitor.calibration import (
     save_calibration,
 )
 from vigil.monitor.compare import DEFAULT_METHOD, METHODS
-from vigil.monitor.conformal import check_delta
+from vigil.monitor.conformal import InsufficientCalibration, check_delta
 from vigil.monitor.detector import Detector
 from vigil.monitor.features import Kinematics
 from vigil.monitor.inputs import check_rollout, load, only_segment, rig_of
@@ -89,10 +91,12 @@ def calibrate(
     preset: Preset = "small",
     windows: Windows = "",
     seed: Seed = 0,
+    fiper: Annotated[bool, typer.Option(help="calibrate FIPER beside it, for `monitor.level: fiper`")] = True,
 ) -> None:
     """Calibrate a bundle's failure monitor on its own successful roll-outs, and write it into the bundle.
 
-    The roll-outs come from `vigil evaluate RIG --uncalibrated`. Failed ones are left out.
+    The roll-outs come from `vigil evaluate RIG --uncalibrated`, at the speed at which the rig will run: a policy that
+    answers at once does not move as one that takes its time. Failed ones are left out.
     """
     console = Console()
     recipe = make_recipe(method, delta, fit, mode, style, preset, seed, windows)
@@ -100,15 +104,30 @@ def calibrate(
     successes = load(rollouts, console, outcomes=("success",))
     robot = rig_of(successes, rig)
     with Progress(console=console, transient=True) as progress:
-        task = progress.add_task("fitting scores and thresholds", total=None)
-        result = calibrate_bundle(successes, policy, robot, recipe)
-        progress.update(task, description="writing the report")
-        write_report(result.folder / REPORT, result.calibration, result.detector, result.fitted, result.split)
-    _print_calibration(console, result)
+        task = progress.add_task("", total=None)
+        wanted = [(policy.monitor_path, recipe)]
+        beside = policy.monitor_path / FIPER_FOLDER
+        if beside.is_dir():
+            shutil.rmtree(beside)  # of the calibration before
+        if fiper and recipe.clauses != METHODS["fiper"].clauses:
+            wanted.append((beside, METHODS["fiper"].recipe(replace(recipe, fit=fit))))
+        for folder, chosen in wanted:
+            progress.update(task, description=f"fitting {', '.join(chosen.names)}")
+            try:
+                result = calibrate_bundle(successes, policy, robot, chosen, folder)
+            except InsufficientCalibration as error:
+                if folder == policy.monitor_path:
+                    raise
+                console.print(f"[yellow]FIPER was not calibrated beside it:[/] {error}")
+                continue
+            write_report(folder / REPORT, result.calibration, result.detector, result.fitted, result.split)
+            _print_calibration(console, result)
 
 
-def calibrate_bundle(successes: Sequence[Rollout], bundle: Bundle, rig: RigConfig, recipe: Recipe) -> Result:
-    """Calibrate on successful roll-outs and write ``monitor/`` of the bundle.
+def calibrate_bundle(
+    successes: Sequence[Rollout], bundle: Bundle, rig: RigConfig, recipe: Recipe, folder: Path
+) -> Result:
+    """Calibrate on successful roll-outs and write the calibration into ``folder``.
 
     Raises:
         VigilError: roll-outs of another policy, interrupted ones, or too few.
@@ -129,7 +148,7 @@ def calibrate_bundle(successes: Sequence[Rollout], bundle: Bundle, rig: RigConfi
     fitted = fit_scores(episodes, recipe.names, recipe, split)
     detector = build_detector(fitted, recipe, split, kinematics)
     calibration = save_calibration(
-        bundle.monitor_path,
+        folder,
         detector,
         lambda files: Calibration(
             binding=Binding(**found),
@@ -160,7 +179,7 @@ def calibrate_bundle(successes: Sequence[Rollout], bundle: Bundle, rig: RigConfi
             files=files,
         ),
     )
-    return Result(calibration, detector, fitted, split, bundle.monitor_path)
+    return Result(calibration, detector, fitted, split, folder)
 
 
 def make_recipe(

@@ -4,6 +4,7 @@
     <bundle>/monitor/scores.npz         what the scores learnt, and the thresholds
     <bundle>/monitor/<score>.onnx       the scores that are networks
     <bundle>/monitor/report.html        for people
+    <bundle>/monitor/fiper/             the same for FIPER, where that is not the bundle's own detector
 
 It is refused wherever it does not fit the policy, the sampler or the cameras at hand, with both values printed.
 """
@@ -33,6 +34,7 @@ from vigil.rig import Positive, RigConfig, Strict, read_yaml, validate
 FILE = "calibration.yaml"
 ARRAYS = "scores.npz"
 REPORT = "report.html"
+FIPER_FOLDER = "fiper"
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -196,6 +198,12 @@ def load_calibration(folder: str | Path) -> Calibration:
     return validate(Calibration, data, path, lines)
 
 
+def calibration_folder(bundle: Bundle, level: str) -> Path:
+    """Where the calibration for ``monitor.level`` of a rig lies in a bundle."""
+    beside = bundle.monitor_path / FIPER_FOLDER
+    return beside if level == "fiper" and beside.is_dir() else bundle.monitor_path
+
+
 def binding_of(bundle: Bundle, rig: RigConfig) -> dict[str, Any]:
     """What a calibration for this policy on this rig has to be bound to.
 
@@ -229,6 +237,15 @@ def check_arm(calibration: Calibration, rig: RigConfig) -> None:
         raise VigilError(
             f"the monitor was calibrated for end effectors {words(mine)}; rig {rig.name} has {words(found)}: "
             "calibrate again"
+        )
+
+
+def check_level(calibration: Calibration, level: str) -> None:
+    """Refuse another detector than the one that a rig's ``monitor.level`` asks for."""
+    if level == "fiper" and calibration.clauses != (("rnd", "ace"),):
+        raise VigilError(
+            f"monitor.level is fiper, but the bundle is calibrated for {calibration.clauses} alone: calibrate again with "
+            "enough roll-outs for FIPER (`vigil calibrate` says how many), or set monitor.level: calibrated"
         )
 
 

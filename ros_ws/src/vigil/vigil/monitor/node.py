@@ -15,8 +15,10 @@ from vigil.errors import VigilError
 from vigil.monitor.calibration import (
     Calibration,
     binding_of,
+    calibration_folder,
     check_arm,
     check_binding,
+    check_level,
     geometry_of,
     load_calibration,
     load_detector,
@@ -108,10 +110,12 @@ class MonitorNode(VigilNode):
         wanted = not self.get_parameter("uncalibrated").value and self.rig.monitor.level != "none"
         try:
             bundle = load_bundle(self.rig.bundle_path())
-            calibration = load_calibration(bundle.monitor_path)
-            check_binding(calibration, binding_of(bundle, self.rig), bundle.monitor_path)
+            folder = calibration_folder(bundle, self.rig.monitor.level)
+            calibration = load_calibration(folder)
+            check_binding(calibration, binding_of(bundle, self.rig), folder)
             check_arm(calibration, self.rig)
-            self._detector = load_detector(bundle.monitor_path, calibration)
+            check_level(calibration, self.rig.monitor.level)
+            self._detector = load_detector(folder, calibration)
             self._calibration = calibration
             self._why_uncalibrated = "" if wanted else "asked to run uncalibrated"
         except VigilError as error:
