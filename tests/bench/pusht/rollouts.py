@@ -68,9 +68,9 @@ def noisy(px: float, rad: float) -> Callable[[PushTEnv, np.random.Generator], Ch
 
 
 def block_bias(env: PushTEnv, rng: np.random.Generator) -> Changes:
-    """The block is seen 30 px beside where it is."""
+    """The block is seen 20 px beside where it is."""
     direction = rng.uniform(-math.pi, math.pi)
-    shift = 30 * np.array([0, 0, math.cos(direction), math.sin(direction), 0])
+    shift = 20 * np.array([0, 0, math.cos(direction), math.sin(direction), 0])
     return Changes(observe=lambda state: state + shift)
 
 
@@ -99,8 +99,8 @@ def dead_band(env: PushTEnv, rng: np.random.Generator) -> Changes:
 
 
 def weak(env: PushTEnv, rng: np.random.Generator) -> None:
-    """The agent follows its targets eight times slower."""
-    env.k_p /= 8
+    """The agent follows its targets five times slower."""
+    env.k_p /= 5
 
 
 def turned_actions(env: PushTEnv, rng: np.random.Generator) -> Changes:
@@ -175,7 +175,7 @@ BENIGN = {
     "wide_start": Perturbation(start=wide_start),
 }
 FAILING = {
-    "heavy_noise": Perturbation(noisy(15, 0.2), begins=MIDDLE),
+    "heavy_noise": Perturbation(noisy(8, 0.1), begins=MIDDLE),
     "block_bias": Perturbation(block_bias, begins=MIDDLE),
     "block_moved_unseen": Perturbation(block_moved_unseen, begins=MIDDLE),
     "pinned": Perturbation(pinned, begins=MIDDLE),
@@ -239,7 +239,7 @@ def roll_out(policy: Policy, name: str, seed: tuple[int, ...]) -> Rollout:
             sampler_steps=SAMPLER_STEPS,
             end_effectors=[{"chain": "position", "columns": list(columns), "tool_offset": [0, 0, 0]}],
             shift=kind,
-            ood=name != "none",
+            ood=active,
             stream=list(seed),
         ),
     )

@@ -16,6 +16,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import onnx
 import torch
 from expert import GOAL_CENTRE
 from onnxruntime import InferenceSession
@@ -216,6 +217,7 @@ def export(policy: Policy, facts: dict, folder: Path) -> None:
         external_data=False,
         verbose=False,
     )
+    _forget_sources(folder / GRAPH_FILE)
     session = InferenceSession(folder / GRAPH_FILE, providers=["CPUExecutionProvider"])
     embedding, targets = session.run(None, {"states": states.numpy(), "noise": noise.numpy()})
     with torch.no_grad():
@@ -224,6 +226,15 @@ def export(policy: Policy, facts: dict, folder: Path) -> None:
     np.testing.assert_allclose(targets, wanted_targets, atol=0.02)  # px
     (folder / META_FILE).write_text(json.dumps(facts | {"sampler_steps": SAMPLER_STEPS}, indent=2) + "\n")
     print(f"{folder / GRAPH_FILE}: {(folder / GRAPH_FILE).stat().st_size / 1e6:.2f} MB")
+
+
+def _forget_sources(path: Path) -> None:
+    """Drop what the exporter notes about the source lines of each node: paths, and a tenth of the file."""
+    model = onnx.load(path)
+    for part in (model, model.graph, *model.graph.node, *model.graph.value_info, *model.graph.input):
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")
+    onnx.save(model, path)
 
 
 def main() -> None:

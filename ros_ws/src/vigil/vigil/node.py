@@ -152,6 +152,8 @@ class VigilNode(LifecycleNode):
         self.declare_parameter("rig", "")
         self.rig: RigConfig | None = None
         self.active = False
+        self.inbox = Inbox(self)
+        self._made: list[tuple[Callable, object]] = []
         self._heartbeat: Publisher | None = None
         self._last_error = ""
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", EVENTS)
@@ -170,11 +172,31 @@ class VigilNode(LifecycleNode):
         """Cease to work; `start` may follow."""
 
     def teardown(self) -> None:
-        """Release what `setup` built. Called once for every successful or failed `setup`."""
+        """Release what `setup` built, but for what it made by `advertise`, `listen`, `serve` and in the `inbox`.
+
+        Called once for every successful or failed `setup`.
+        """
 
     def diagnose(self) -> Iterable[Health]:
         """The node's health, asked for once a second."""
         return ()
+
+    # What lives from `setup` to `teardown` ----------------------------------------------------------------------
+
+    def advertise(self, kind: type, topic: str, qos: QoSProfile) -> Publisher:
+        """As ``create_publisher``."""
+        publisher = self.create_publisher(kind, topic, qos)
+        self._made.append((self.destroy_publisher, publisher))
+        return publisher
+
+    def listen(self, kind: type, topic: str, callback: Callable, qos: QoSProfile, **options: object) -> None:
+        """As ``create_subscription``."""
+        subscription = self.create_subscription(kind, topic, callback, qos, **options)
+        self._made.append((self.destroy_subscription, subscription))
+
+    def serve(self, kind: type, name: str, callback: Callable, **options: object) -> None:
+        """As ``create_service``."""
+        self._made.append((self.destroy_service, self.create_service(kind, name, callback, **options)))
 
     # Time -----------------------------------------------------------------------------------------------------
 
@@ -201,7 +223,7 @@ class VigilNode(LifecycleNode):
         return self._transition("deactivate", self._deactivate)
 
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
-        return self._transition("clean up", self.teardown)
+        return self._transition("clean up", self._release)
 
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
         return self._transition("shut down", self.close)
@@ -214,7 +236,14 @@ class VigilNode(LifecycleNode):
         """Stop and release everything, from whatever state."""
         if self.active:
             self._deactivate()
+        self._release()
+
+    def _release(self) -> None:
         self.teardown()
+        self.inbox.close()
+        while self._made:
+            destroy, entity = self._made.pop()
+            destroy(entity)
 
     def _configure(self) -> None:
         path = self.get_parameter("rig").value
@@ -224,7 +253,7 @@ class VigilNode(LifecycleNode):
         try:
             self.setup()
         except Exception:
-            self.teardown()
+            self._release()
             raise
 
     def _activate(self) -> None:

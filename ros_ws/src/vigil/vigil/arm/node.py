@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from array import array
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import partial
 
 import numpy as np
@@ -32,7 +32,6 @@ from vigil.node import (
     OK,
     WARN,
     Health,
-    Inbox,
     VigilNode,
     heartbeat,
     nanoseconds,
@@ -56,9 +55,7 @@ class ArmNode(VigilNode):
 
     def __init__(self) -> None:
         super().__init__("arm")
-        self._entities: list[tuple[Callable, object]] = []
         self._controller: ArmController | None = None
-        self._inbox: Inbox | None = None
 
     # Life cycle -----------------------------------------------------------------------------------------------
 
@@ -69,30 +66,29 @@ class ArmNode(VigilNode):
         self._last_tick = 0
         self._state = ControlState(names=list(self._controller.columns.names))
         self._published_transition = -1
-        self._state_publisher = self._own_publisher(ControlState, "arm/state", LATCHED)
+        self._state_publisher = self.advertise(ControlState, "arm/state", LATCHED)
         self._outlets = []
         for adapter in adapters(rig.arm):
             kind = JointTrajectory if adapter.topic.endswith("joint_trajectory") else Float64MultiArray
-            self._outlets.append((adapter, self._own_publisher(kind, adapter.topic, COMMAND)))
+            self._outlets.append((adapter, self.advertise(kind, adapter.topic, COMMAND)))
         self._trajectory = JointTrajectory(joint_names=list(rig.arm.joints))
         self._values = Float64MultiArray()
 
-        self._inbox = Inbox(self)  # what is read at every tick
-        listen = self._listen if self.lockstep else self._inbox.listen
+        # What is read at every tick waits for it.
+        listen = self.listen if self.lockstep else self.inbox.listen
         listen(JointState, f"{rig.arm.name}/joint_states", self._on_joint_states, NEWEST)
-        self._listen(ActionChunk, "policy/chunk", self._on_chunk, COMMAND)
-        self._listen(TeleopCommand, "teleop/command", self._on_operator, NEWEST)
+        self.listen(ActionChunk, "policy/chunk", self._on_chunk, COMMAND)
+        self.listen(TeleopCommand, "teleop/command", self._on_operator, NEWEST)
         if rig.monitor.level != "none":
-            self._listen(FailureStatus, "monitor/status", self._on_monitor, EVENTS)
+            self.listen(FailureStatus, "monitor/status", self._on_monitor, EVENTS)
         for request in REQUESTS:
-            service = self.create_service(Trigger, f"arm/{request}", partial(self._on_request, request))
-            self._entities.append((self.destroy_service, service))
+            self.serve(Trigger, f"arm/{request}", partial(self._on_request, request))
         if not self.lockstep:
             self._watch_the_stack()
 
     def _watch_the_stack(self) -> None:
         for camera in self.rig.cameras:
-            self._inbox.listen(
+            self.inbox.listen(
                 CameraInfo,
                 f"{camera.name}/color/camera_info",
                 partial(self._on_camera, camera.name),
@@ -102,7 +98,7 @@ class ArmNode(VigilNode):
         qos = heartbeat(self.rig.watchdogs.node)
         for name in (spec.name for spec in node_specs(self.rig) if spec.name != self.get_name()):
             events = SubscriptionEventCallbacks(liveliness=partial(self._on_liveliness, name))
-            self._listen(Empty, f"heartbeat/{name}", lambda message: None, qos, event_callbacks=events)
+            self.listen(Empty, f"heartbeat/{name}", lambda message: None, qos, event_callbacks=events)
 
     def start(self) -> None:
         self._loop.restart()
@@ -120,22 +116,7 @@ class ArmNode(VigilNode):
         self._publish_state(self._instant())
 
     def teardown(self) -> None:
-        if self._inbox is not None:
-            self._inbox.close()
-            self._inbox = None
-        while self._entities:
-            destroy, entity = self._entities.pop()
-            destroy(entity)
         self._controller = None
-
-    def _own_publisher(self, kind: type, topic: str, qos: object) -> object:
-        publisher = self.create_publisher(kind, topic, qos)
-        self._entities.append((self.destroy_publisher, publisher))
-        return publisher
-
-    def _listen(self, kind: type, topic: str, callback: Callable, qos: object, **options: object) -> None:
-        subscription = self.create_subscription(kind, topic, callback, qos, **options)
-        self._entities.append((self.destroy_subscription, subscription))
 
     # Inputs ---------------------------------------------------------------------------------------------------
 
@@ -220,7 +201,7 @@ class ArmNode(VigilNode):
     # Outputs --------------------------------------------------------------------------------------------------
 
     def _on_timer(self) -> None:
-        self._inbox.fetch()
+        self.inbox.fetch()
         self._tick(self.now())
 
     def _tick(self, now: int) -> None:

@@ -56,7 +56,6 @@ class CameraNode(VigilNode):
         self._capture: Capture | None = None
         self._jpeg: JpegWorker | None = None
         self._created: list = []
-        self._topics: list = []
         self._delay = Window()
         self._frames = 0
         self._frames_told = 0
@@ -74,7 +73,7 @@ class CameraNode(VigilNode):
         self._capture = Capture(self._driver, self._on_frame, lambda event: self.get_logger().warning(event))
         self._capture.open()
         if isinstance(self._driver, SimulatedDriver):
-            self._topics.append(self.create_subscription(SimState, "sim/state", self._on_sim_state, SENSOR))
+            self.listen(SimState, "sim/state", self._on_sim_state, SENSOR)
         self._compare_intrinsics()
 
     def start(self) -> None:
@@ -86,9 +85,6 @@ class CameraNode(VigilNode):
         if self._jpeg is not None:
             self._jpeg.close()
         self._capture = self._driver = self._jpeg = None
-        for topic in self._topics:
-            (self.destroy_publisher if hasattr(topic, "publish") else self.destroy_subscription)(topic)
-        self._topics = []
 
     def diagnose(self) -> Iterable[Health]:
         frames, self._frames_told = self._frames - self._frames_told, self._frames
@@ -116,22 +112,18 @@ class CameraNode(VigilNode):
         self._info = _camera_info(self._calibration)
         for message in (self._image, self._depth, self._info):
             message.header.frame_id = frame
-        self._image_topic = self._publisher(Image, f"{name}/color/image_raw")
-        self._info_topic = self._publisher(CameraInfo, f"{name}/color/camera_info")
+        self._image_topic = self.advertise(Image, f"{name}/color/image_raw", SENSOR)
+        self._info_topic = self.advertise(CameraInfo, f"{name}/color/camera_info", SENSOR)
         self._depth_topic = None
         if self.get_parameter("depth").value:
             if self._config.driver not in DEPTH_DRIVERS:
                 raise VigilError(
                     f"camera {name}: driver {self._config.driver} has no depth: leave parameter `depth` off"
                 )
-            self._depth_topic = self._publisher(Image, f"{name}/aligned_depth_to_color/image_raw")
-        self._jpeg_topic = self._publisher(CompressedImage, f"{name}/color/image_raw/compressed")
+            self._depth_topic = self.advertise(Image, f"{name}/aligned_depth_to_color/image_raw", SENSOR)
+        self._jpeg_topic = self.advertise(CompressedImage, f"{name}/color/image_raw/compressed", SENSOR)
         self._jpeg = JpegWorker(self._jpeg_topic, frame, self._config.jpeg_quality)
         self._publish_extrinsics(name)
-
-    def _publisher(self, message: type, topic: str, qos=SENSOR):
-        self._topics.append(publisher := self.create_publisher(message, topic, qos))
-        return publisher
 
     def _publish_extrinsics(self, name: str) -> None:
         pose = self._calibration.extrinsics
@@ -141,10 +133,10 @@ class CameraNode(VigilNode):
         vector, turn = transform.transform.translation, transform.transform.rotation
         vector.x, vector.y, vector.z = pose.translation
         turn.x, turn.y, turn.z, turn.w = pose.rotation
-        self._publisher(TransformStamped, f"{name}/extrinsics", LATCHED).publish(transform)
+        self.advertise(TransformStamped, f"{name}/extrinsics", LATCHED).publish(transform)
         if find_spec("tf2_msgs"):
             tf_message = import_module("tf2_msgs.msg").TFMessage
-            self._publisher(tf_message, "/tf_static", LATCHED).publish(tf_message(transforms=[transform]))
+            self.advertise(tf_message, "/tf_static", LATCHED).publish(tf_message(transforms=[transform]))
 
     def _compare_intrinsics(self) -> None:
         told, used = self._driver.intrinsics, self._calibration.intrinsics

@@ -34,7 +34,6 @@ from vigil.node import (
     OK,
     WARN,
     Health,
-    Inbox,
     VigilNode,
     nanoseconds,
     spin_node,
@@ -58,8 +57,6 @@ class MonitorNode(VigilNode):
         self._detector: Detector | None = None
         self._calibration: Calibration | None = None
         self._why_uncalibrated = ""
-        self._entities: list = []
-        self._inbox: Inbox | None = None  # who has control: read when there is something to judge
         self._authority: int | None = None
         self._control_count: int | None = None
         self._heard = 0.0  # s, monotonic: when the last evidence came
@@ -74,35 +71,23 @@ class MonitorNode(VigilNode):
 
     def setup(self) -> None:
         self._load()
-        self._entities = [
-            status := self.create_publisher(FailureStatus, "monitor/status", EVENTS),
-            self.create_service(Trigger, "monitor/reset", self._on_reset),
-            self.create_subscription(PolicyEvidence, "policy/evidence", self._on_evidence, EVIDENCE),
-        ]
-        self._status = status
-        self._inbox = Inbox(self)
-        self._inbox.listen(ControlState, "arm/state", self._on_control_state, LATCHED)
-        if not self.lockstep:
-            self._entities.append(self.create_timer(LATE_CHECK, self._check_late))
+        self._status = self.advertise(FailureStatus, "monitor/status", EVENTS)
+        self.serve(Trigger, "monitor/reset", self._on_reset)
+        self.listen(PolicyEvidence, "policy/evidence", self._on_evidence, EVIDENCE)
+        # Who has control is read when there is something to judge.
+        self.inbox.listen(ControlState, "arm/state", self._on_control_state, LATCHED)
 
     def start(self) -> None:
         self._heard = time.monotonic()
         self._forget()
+        if not self.lockstep:
+            self._timer = self.create_timer(LATE_CHECK, self._check_late)
+
+    def stop(self) -> None:
+        if not self.lockstep:
+            self.destroy_timer(self._timer)
 
     def teardown(self) -> None:
-        if self._inbox is not None:
-            self._inbox.close()
-            self._inbox = None
-        for entity in self._entities:
-            for destroy in (
-                self.destroy_publisher,
-                self.destroy_subscription,
-                self.destroy_service,
-                self.destroy_timer,
-            ):
-                if destroy(entity):
-                    break
-        self._entities = []
         self._detector = None
         self._calibration = None
 
@@ -135,7 +120,7 @@ class MonitorNode(VigilNode):
     def _on_evidence(self, message: PolicyEvidence) -> None:
         if not self.active:
             return
-        self._inbox.fetch()
+        self.inbox.fetch()
         started = time.perf_counter()
         self._heard, self._tick = time.monotonic(), message.tick
         evidence = Evidence(

@@ -31,7 +31,6 @@ from vigil.node import (
     SENSOR,
     WARN,
     Health,
-    Inbox,
     VigilNode,
     nanoseconds,
     spin_node,
@@ -66,8 +65,6 @@ class PolicyNode(VigilNode):
         super().__init__("policy")
         self._runtime: PolicyRuntime | None = None
         self._buffer: ObservationBuffer | None = None
-        self._entities: list = []
-        self._inbox: Inbox | None = None  # who has control: read with every image
         self._inputs: list = []
         self._worker: threading.Thread | None = None
         self._wake = threading.Condition()  # guards what follows
@@ -89,18 +86,14 @@ class PolicyNode(VigilNode):
     def setup(self) -> None:
         cv2.setNumThreads(1)  # a frame takes under a millisecond: a second thread only takes the other core
         self._runtime = self._open_bundle(self.rig.policy.bundle)
-        self._entities = [
-            chunks := self.create_publisher(ActionChunk, "policy/chunk", COMMAND),
-            evidence := self.create_publisher(PolicyEvidence, "policy/evidence", EVIDENCE),
-            # A group of its own: while its coroutine waits, every other callback goes on.
-            self.create_service(
-                LoadPolicy, "policy/load", self._on_load, callback_group=MutuallyExclusiveCallbackGroup()
-            ),
-            self.create_service(SwitchTask, "policy/switch_task", self._on_switch_task),
-        ]
-        self._chunks, self._evidence = chunks, evidence
-        self._inbox = Inbox(self)
-        self._inbox.listen(ControlState, "arm/state", self._on_control_state, LATCHED)
+        self._chunks = self.advertise(ActionChunk, "policy/chunk", COMMAND)
+        self._evidence = self.advertise(PolicyEvidence, "policy/evidence", EVIDENCE)
+        # A group of its own: while its coroutine waits, every other callback goes on.
+        alone = MutuallyExclusiveCallbackGroup()
+        self.serve(LoadPolicy, "policy/load", self._on_load, callback_group=alone)
+        self.serve(SwitchTask, "policy/switch_task", self._on_switch_task)
+        # Who has control is read with every image.
+        self.inbox.listen(ControlState, "arm/state", self._on_control_state, LATCHED)
         self._connect_inputs()
 
     def start(self) -> None:
@@ -124,18 +117,7 @@ class PolicyNode(VigilNode):
 
     def teardown(self) -> None:
         self._disconnect_inputs()
-        if self._inbox is not None:
-            self._inbox.close()
-            self._inbox = None
-        for entity in self._entities:
-            self._destroy(entity)
-        self._entities = []
         self._runtime = None
-
-    def _destroy(self, entity: object) -> None:
-        for destroy in (self.destroy_publisher, self.destroy_subscription, self.destroy_service):
-            if destroy(entity):
-                return
 
     def _open_bundle(self, path: str) -> PolicyRuntime:
         bundle = load_bundle(resolve(path))
@@ -179,7 +161,7 @@ class PolicyNode(VigilNode):
     def _on_image(self, camera: str, message: Image) -> None:
         if not self.active:
             return
-        self._inbox.fetch()
+        self.inbox.fetch()
         stamp = nanoseconds(message.header.stamp)
         self._ages[camera].add((self.now() - stamp) / 1e9)
         try:
@@ -309,8 +291,7 @@ class PolicyNode(VigilNode):
         return response
 
     def _refuse_while_in_control(self, what: str) -> None:
-        if self._inbox is not None:
-            self._inbox.fetch()
+        self.inbox.fetch()
         if self._authority == ControlState.POLICY:
             raise VigilError(f"the policy moves the arm: call arm/hold first, then {what}")
 

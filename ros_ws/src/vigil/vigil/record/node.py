@@ -53,7 +53,6 @@ class RecordNode(VigilNode):
 
     def __init__(self) -> None:
         super().__init__("record")
-        self._created: list[tuple[Any, Any]] = []
         self._session: RecordingSession | None = None
         self._inlet: Node | None = None
         self._inputs: dict[str, Any] = {}
@@ -82,13 +81,10 @@ class RecordNode(VigilNode):
         )
         for name, source in self._sources.items():
             if not source.image:
-                self._listen(name, source)
-        self._state_publisher = self.create_publisher(EpisodeState, "record/episode", LATCHED)
-        self._created = [
-            (self.destroy_publisher, self._state_publisher),
-            (self.destroy_service, self.create_service(StartEpisode, "record/start", self._on_start)),
-            (self.destroy_service, self.create_service(EndEpisode, "record/end", self._on_end)),
-        ]
+                self._take_in(name, source)
+        self._state_publisher = self.advertise(EpisodeState, "record/episode", LATCHED)
+        self.serve(StartEpisode, "record/start", self._on_start)
+        self.serve(EndEpisode, "record/end", self._on_end)
         folder = resolve(self.rig.record.directory)
         threading.Thread(
             target=recover_folder, args=(folder, self.get_logger().warning), name="recover", daemon=True
@@ -117,9 +113,6 @@ class RecordNode(VigilNode):
         self._publish()
 
     def teardown(self) -> None:
-        while self._created:
-            destroy, entity = self._created.pop()
-            destroy(entity)
         self._inputs.clear()
         self._kept.clear()
         if self._inlet is not None:
@@ -171,7 +164,7 @@ class RecordNode(VigilNode):
             self._session.put(topic, arrival.data, record.start_ns, record.start_ns)
         for name, source in self._sources.items():
             if source.image:
-                self._listen(name, source)
+                self._take_in(name, source)
         self._state = EpisodeState(
             recording=True,
             episode_id=record.episode_id,
@@ -246,7 +239,7 @@ class RecordNode(VigilNode):
     def _absolute(self, name: str) -> str:
         return name if name.startswith("/") else f"{self.get_namespace().rstrip('/')}/{name}"
 
-    def _listen(self, name: str, source: Source) -> None:
+    def _take_in(self, name: str, source: Source) -> None:
         profile = QoSProfile(
             depth=IMAGE_QUEUE if source.image else QUEUE,
             history=HistoryPolicy.KEEP_LAST,

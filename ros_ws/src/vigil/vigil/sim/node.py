@@ -36,7 +36,6 @@ from vigil.node import (
     SENSOR,
     WARN,
     Health,
-    Inbox,
     VigilNode,
     nanoseconds,
     spin_node,
@@ -66,9 +65,7 @@ class SimNode(VigilNode):
         super().__init__("sim")
         self.declare_parameter("lockstep", False)
         self.declare_parameter("participants", list(PARTICIPANTS[:2]))
-        self._entities: list[tuple] = []
         self._simulation: Simulation | None = None
-        self._commands: Inbox | None = None
 
     # Life cycle -----------------------------------------------------------------------------------------------
 
@@ -91,21 +88,19 @@ class SimNode(VigilNode):
         self._state = SimState()
         self._task = TaskState(task=self._simulation.task.name)
         arm = rig.arm
-        self._joints_topic = self._publish(JointState, f"{arm.name}/joint_states", SENSOR)
-        self._state_topic = self._publish(SimState, "sim/state", SENSOR)
-        self._task_topic = self._publish(TaskState, "sim/task", EVENTS)
+        self._joints_topic = self.advertise(JointState, f"{arm.name}/joint_states", SENSOR)
+        self._state_topic = self.advertise(SimState, "sim/state", SENSOR)
+        self._task_topic = self.advertise(TaskState, "sim/task", EVENTS)
         trajectory, forward = self._controller_names(rig)
-        self._commands = Inbox(self)  # read when the controllers are updated
-        listen = self._commands.listen
+        listen = self.inbox.listen  # commands are read when the controllers are updated
         listen(JointTrajectory, f"{arm.name}/{trajectory}/joint_trajectory", self._on_trajectory, COMMAND)
         listen(Float64MultiArray, f"{arm.name}/{forward}/commands", self._on_positions, COMMAND)
         gripper = f"{arm.name}/{arm.gripper.controller}/commands"
         listen(Float64MultiArray, gripper, self._on_gripper, COMMAND)
         if self.lockstep:
-            self._clock_topic = self._publish(Clock, "/clock", EVENTS)
+            self._clock_topic = self.advertise(Clock, "/clock", EVENTS)
             self._listen_to_reports(rig)
-        service = self.create_service(ResetSim, "sim/reset", self._on_reset)
-        self._entities.append((self.destroy_service, service))
+        self.serve(ResetSim, "sim/reset", self._on_reset)
 
     @staticmethod
     def _home(rig: RigConfig) -> np.ndarray:
@@ -146,12 +141,12 @@ class SimNode(VigilNode):
 
     def _listen_to_reports(self, rig: RigConfig) -> None:
         if "arm" in self._always:
-            self._listen(ControlState, "arm/state", partial(self._on_report, "arm"), EVENTS)
+            self.listen(ControlState, "arm/state", partial(self._on_report, "arm"), EVENTS)
         if "policy" in self._always:
             monitored = rig.monitor.level != "none"
             kind, topic = (FailureStatus, "monitor/status") if monitored else (ActionChunk, "policy/chunk")
-            self._listen(kind, topic, partial(self._on_report, "policy"), EVENTS)
-        self._listen(TeleopCommand, "teleop/command", self._on_teleop, SENSOR)
+            self.listen(kind, topic, partial(self._on_report, "policy"), EVENTS)
+        self.listen(TeleopCommand, "teleop/command", self._on_teleop, SENSOR)
 
     def start(self) -> None:
         settle_memory()
@@ -172,22 +167,7 @@ class SimNode(VigilNode):
         self.destroy_timer(self._timer)
 
     def teardown(self) -> None:
-        if self._commands is not None:
-            self._commands.close()
-            self._commands = None
-        while self._entities:
-            destroy, entity = self._entities.pop()
-            destroy(entity)
         self._simulation = None
-
-    def _publish(self, kind: type, topic: str, qos):
-        publisher = self.create_publisher(kind, topic, qos)
-        self._entities.append((self.destroy_publisher, publisher))
-        return publisher
-
-    def _listen(self, kind: type, topic: str, callback, qos) -> None:
-        subscription = self.create_subscription(kind, topic, callback, qos)
-        self._entities.append((self.destroy_subscription, subscription))
 
     # Time -----------------------------------------------------------------------------------------------------
 
@@ -231,7 +211,7 @@ class SimNode(VigilNode):
         self._barrier.begin(now, self._announced)
 
     def _advance(self, now: int) -> None:
-        self._commands.fetch()
+        self.inbox.fetch()
         self._now = now
         self._simulation.step(*self._robot.sample(now))
 

@@ -30,7 +30,6 @@ from vigil.node import (
     SENSOR,
     WARN,
     Health,
-    Inbox,
     VigilNode,
     nanoseconds,
     spin_node,
@@ -50,9 +49,7 @@ class TeleopNode(VigilNode):
         self.declare_parameter("on_alarm", False)
         self.declare_parameter("reaction_s", 0.5)
         self.declare_parameter("tty", "")
-        self._entities: list[tuple[Any, Any]] = []
         self._device: Device | None = None
-        self._inbox: Inbox | None = None
 
     # Life cycle -----------------------------------------------------------------------------------------------
 
@@ -78,17 +75,15 @@ class TeleopNode(VigilNode):
         self._device = make_device(rig, options)
         self._device.open()
         self._command.device = self._device.name
-        self._command_topic = self.create_publisher(TeleopCommand, "teleop/command", SENSOR)
-        self._entities.append((self.destroy_publisher, self._command_topic))
-        self._inbox = Inbox(self)  # what is read at every poll of the device
-        listen = self._listen if self.lockstep else self._inbox.listen
-        self._inbox.listen(ControlState, "arm/state", self._on_arm, LATCHED)
+        self._command_topic = self.advertise(TeleopCommand, "teleop/command", SENSOR)
+        # What is read at every poll of the device waits for it.
+        listen = self.listen if self.lockstep else self.inbox.listen
+        self.inbox.listen(ControlState, "arm/state", self._on_arm, LATCHED)
         listen(JointState, f"{rig.arm.name}/joint_states", self._on_joint_states, NEWEST)
         if rig.sim is not None:
             listen(SimState, "sim/state", self._on_world, NEWEST)
-            self._inbox.listen(TaskState, "sim/task", self._on_task, EVENTS)
-        service = self.create_service(SetBool, "teleop/set_active", self._on_set_active)
-        self._entities.append((self.destroy_service, service))
+            self.inbox.listen(TaskState, "sim/task", self._on_task, EVENTS)
+        self.serve(SetBool, "teleop/set_active", self._on_set_active)
 
     def start(self) -> None:
         self._last_tick = 0
@@ -103,19 +98,9 @@ class TeleopNode(VigilNode):
         self._send(max(self.now(), self._last_tick), Reading(False))
 
     def teardown(self) -> None:
-        if self._inbox is not None:
-            self._inbox.close()
-            self._inbox = None
-        while self._entities:
-            destroy, entity = self._entities.pop()
-            destroy(entity)
         if self._device is not None:
             self._device.close()
             self._device = None
-
-    def _listen(self, kind: type, topic: str, callback: Any, qos: Any) -> None:
-        subscription = self.create_subscription(kind, topic, callback, qos)
-        self._entities.append((self.destroy_subscription, subscription))
 
     def diagnose(self) -> Iterable[Health]:
         yield Health(
@@ -172,7 +157,7 @@ class TeleopNode(VigilNode):
 
     def _tick(self, now: int) -> None:
         self._last_tick = now
-        self._inbox.fetch()
+        self.inbox.fetch()
         self._send(now, self._device.poll(now / 1e9, self._surroundings(now)))
 
     def _surroundings(self, now: int) -> Surroundings:
