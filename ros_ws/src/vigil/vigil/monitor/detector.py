@@ -151,9 +151,16 @@ class Detector:
             self._restart()
         if self._ticks == 0:
             self._start = evidence.stamp
-        features = self._features(evidence)
-        seen = features if self._memory is None else self._memory.append(features)
-        scores = np.array([float(c.score.score(seen[-1 - c.score.context :])[-1]) for c in self.channels])
+        try:
+            features = self._features(evidence)
+            seen = features if self._memory is None else self._memory.append(features)
+            scores = np.array([float(c.score.score(seen[-1 - c.score.context :])[-1]) for c in self.channels])
+        except (
+            Exception
+        ) as error:  # of another size than calibrated, or whatever else: the tick was not judged
+            return self.stale(
+                evidence.stamp, evidence.tick, f"cannot be scored ({type(error).__name__}: {error})"
+            )
         if not np.isfinite(scores).all():
             bad = [c.name for c, s in zip(self.channels, scores, strict=True) if not np.isfinite(s)]
             return self.stale(evidence.stamp, evidence.tick, f"{', '.join(bad)} overflowed on this evidence")
