@@ -68,7 +68,7 @@ def shared(successes) -> Detector:
 
 @pytest.fixture(scope="module")
 def kernel(successes) -> Detector:
-    return build(successes, "kernel_actions")
+    return build(successes, "kernel_dwell")
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def task(successes) -> Task:
 def test_failures_are_found_and_successes_left_alone(task):
     rows, detectors = compare([task], QUICK, BASE)
     by_name = {row.method: row for row in rows}
-    for name in ("fiper", "kernel", "kernel_actions", "kernel+ace"):
+    for name in ("fiper", "kernel", "kernel_actions", "kernel_dwell", "kernel+ace"):
         assert by_name[name].tpr >= 0.9, name
         assert by_name[name].tnr >= 0.9 - 2 * np.sqrt(0.1 * 0.9 / 60) - 0.05, name
         assert by_name[name].detection_time < by_name["clock"].detection_time, name
@@ -145,7 +145,7 @@ def test_figures_by_hand():
     assert np.isnan(trivial_rows([c for c in cases if not c.failed])[0].tpr)
 
 
-@pytest.mark.parametrize("method", ["fiper", "kernel_actions", "kernel+ace", "overlap"])
+@pytest.mark.parametrize("method", ["fiper", "kernel_dwell", "kernel_actions", "kernel+ace", "overlap"])
 def test_online_agrees_with_offline(successes, detector, method):
     rollout = make_rollouts(1, seed=5, failing=True)[0]
     for chosen in (detector if method == "fiper" else build(successes, method),):

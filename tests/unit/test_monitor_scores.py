@@ -216,6 +216,25 @@ def test_cross_scores_are_as_high_as_those_of_new_successes(name, successes):
     assert 0.5 < (np.median(crossed) + 1e-9) / (np.median(new) + 1e-9) < 2.0
 
 
+def test_a_known_observation_that_does_not_pass_becomes_new(successes):
+    score = make_score("kernel_dwell")
+    score.fit(successes[:8], seed=0)
+    known = successes[9]
+    stuck = Features(
+        0.2 * np.arange(30),
+        np.repeat(known.embedding[10:11], 30, axis=0),
+        np.repeat(known.positions[10:11], 30, axis=0),
+        known.step_dt,
+    )
+    scores = score.score(stuck)
+    assert (np.diff(scores[np.argmin(scores) :]) > -1e-9).all()
+    assert scores[-1] > 5 * np.median(score.score(known))
+    plain = make_score("kernel")
+    plain.fit(successes[:8], seed=0)
+    np.testing.assert_allclose(plain.score(stuck), plain.score(stuck)[0])
+    assert len(stuck[20:].seen()) == 30, "slices remember what was before them"
+
+
 @pytest.mark.parametrize("actions", ["path", "fourier"])
 def test_the_action_block_tells_an_unknown_answer_to_a_known_observation(actions, successes):
     score = make_score("kernel_actions", {"actions": actions})

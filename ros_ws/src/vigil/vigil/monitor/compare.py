@@ -55,6 +55,7 @@ def _published(style: Style) -> Method:
 METHODS: dict[str, Method] = {
     "kernel": Method((("kernel",),)),
     "kernel_actions": Method((("kernel_actions",),)),
+    "kernel_dwell": Method((("kernel_dwell",),)),
     "kernel+ace": Method((("kernel", "ace"),)),
     "fiper": Method((("rnd", "ace"),)),
     "fiper-published": _published("constant"),
@@ -72,7 +73,7 @@ METHODS: dict[str, Method] = {
 }
 """Detectors that are compared. The rows `always` and `never` come without asking."""
 
-DEFAULT_METHOD = "kernel"
+DEFAULT_METHOD = "kernel_dwell"
 SIZES = (2, 4, 6, 8, 10, 20, 50)
 """Numbers of calibration roll-outs of `size_curve`."""
 

@@ -107,6 +107,7 @@ class Detector:
 
     def __post_init__(self) -> None:
         self._context = max(channel.score.context for channel in self.channels)
+        self._recall = max(channel.score.recall for channel in self.channels)
         self._index = {channel.name: i for i, channel in enumerate(self.channels)}
         self._members = [[self._index[name] for name in clause] for clause in self.clauses]
         self._kind = {
@@ -132,6 +133,7 @@ class Detector:
     def _restart(self) -> None:
         self._windows = [Window(channel.window) for channel in self.channels]
         self._memory = None
+        self._past: np.ndarray | None = None
         self._start = math.nan
         self._last_stamp = -math.inf
         self._last_tick = -1
@@ -167,6 +169,7 @@ class Detector:
         sums = np.array([w.push(s) for w, s in zip(self._windows, scores, strict=True)])
         thresholds = np.array([at(channel.threshold, self._ticks) for channel in self.channels], np.float64)
         self._memory = seen[-self._context :] if self._context else None
+        self._past = features.seen()[-self._recall :] if self._recall else None
         self._last_stamp, self._last_tick = evidence.stamp, evidence.tick
         self._ticks += 1
         observation = self._kind[OBSERVATION]
@@ -218,6 +221,7 @@ class Detector:
                 self.kinematics.positions(samples, evidence.names, evidence.step_dt), np.float32
             ),
             step_dt=evidence.step_dt,
+            past=self._past,
         )
 
     def _flaw(self, evidence: Evidence) -> str:

@@ -61,12 +61,24 @@ class Features:
     embedding: np.ndarray  # float32 [T, E]
     positions: np.ndarray  # float32 [T, K, H, A, 3], m, of each of A grippers at each step of each sample
     step_dt: float  # s between two steps
+    past: np.ndarray | None = None  # float32 [P, E], embeddings of the segment's ticks before these
 
     def __len__(self) -> int:
         return len(self.elapsed)
 
     def __getitem__(self, ticks: slice) -> Features:
-        return Features(self.elapsed[ticks], self.embedding[ticks], self.positions[ticks], self.step_dt)
+        start = ticks.indices(len(self))[0]
+        return Features(
+            self.elapsed[ticks],
+            self.embedding[ticks],
+            self.positions[ticks],
+            self.step_dt,
+            self.seen()[: len(self.seen()) - len(self) + start],
+        )
+
+    def seen(self) -> np.ndarray:
+        """Embeddings [P + T, E] from as far back as they are known."""
+        return self.embedding if self.past is None else np.concatenate([self.past, self.embedding])
 
     def append(self, later: Features) -> Features:
         """These ticks followed by those of ``later``."""
@@ -75,6 +87,7 @@ class Features:
             np.concatenate([self.embedding, later.embedding]),
             np.concatenate([self.positions, later.positions]),
             later.step_dt,
+            self.past,
         )
 
 

@@ -24,6 +24,7 @@ from vigil.rig import Positive, Strict
 
 JITTER = 1e-7  # far below the noise: the basis is independent by choice, but single precision centres are not exact
 SUBSET = 1000  # ticks, or chunks, among which the median distance is taken
+RECALL = 40  # ticks that `dwell` looks back
 
 
 class KernelVariance(Score):
@@ -44,11 +45,18 @@ class KernelVariance(Score):
             ),
         ] = "none"
         frequencies: Annotated[int, Field(ge=1, description="of `fourier`")] = 64
+        dwell: Annotated[
+            Literal[True, False],
+            Field(
+                description="another block: for how many of the last 40 ticks the embedding was about the same"
+            ),
+        ] = False
+        dwell_radius: Annotated[Positive, Field(description="what is about the same, in bandwidths")] = 0.5
 
     def __init__(self, settings: Settings | None = None) -> None:
         self.settings = settings or self.Settings()
         self.bandwidth = 1.0  # of the embedding
-        self.action_bandwidth = 1.0
+        self.action_bandwidth = self.dwell_bandwidth = 1.0
         self.waves = np.empty((0, 0), np.float32)  # [H * A * 3, frequencies], rad per m
         self.phases = np.empty(0, np.float32)  # [frequencies]
         self.centres = np.empty((0, 0), np.float32)  # [r, inputs]
@@ -81,6 +89,7 @@ class KernelVariance(Score):
         return {
             "bandwidth": np.float64(self.bandwidth),
             "action_bandwidth": np.float64(self.action_bandwidth),
+            "dwell_bandwidth": np.float64(self.dwell_bandwidth),
             "waves": self.waves,
             "phases": self.phases,
             "centres": self.centres,
@@ -88,7 +97,8 @@ class KernelVariance(Score):
         }
 
     def load(self, arrays: dict[str, np.ndarray], graph: bytes | None = None) -> None:
-        self.bandwidth, self.action_bandwidth = float(arrays["bandwidth"]), float(arrays["action_bandwidth"])
+        for name in ("bandwidth", "action_bandwidth", "dwell_bandwidth"):
+            setattr(self, name, float(arrays[name]))
         self.waves, self.phases = arrays["waves"], arrays["phases"]
         self.centres, self.weight = arrays["centres"], arrays["weight"]
 
@@ -105,6 +115,9 @@ class KernelVariance(Score):
         if self.settings.actions != "none":
             actions = np.concatenate([self._actions(f) for f in episodes])
             self.action_bandwidth = self.settings.bandwidth_scale * _median_distance(actions, rng)
+        if self.settings.dwell:
+            dwell = np.concatenate([self._dwell(f) for f in episodes])
+            self.dwell_bandwidth = self.settings.bandwidth_scale * _median_distance(dwell, rng)
         x = np.concatenate([self._inputs(f) for f in episodes])
         chosen = _pivots(x, self.settings.basis)
         self.centres = x[chosen].astype(np.float32)
@@ -115,10 +128,21 @@ class KernelVariance(Score):
 
     def _inputs(self, features: Features) -> np.ndarray:
         """[T, inputs], scaled so that the kernel's bandwidth is 1: a product of kernels is one kernel on both."""
-        x = np.asarray(features.embedding, np.float64) / self.bandwidth
-        if self.settings.actions == "none":
-            return x
-        return np.concatenate([x, self._actions(features) / self.action_bandwidth], axis=1)
+        blocks = [np.asarray(features.embedding, np.float64) / self.bandwidth]
+        if self.settings.actions != "none":
+            blocks.append(self._actions(features) / self.action_bandwidth)
+        if self.settings.dwell:
+            blocks.append(self._dwell(features) / self.dwell_bandwidth)
+        return np.concatenate(blocks, axis=1)
+
+    def _dwell(self, features: Features) -> np.ndarray:
+        """[T, 1], the sum over the last `RECALL` ticks of how alike (0 to 1) their embeddings were to this one's."""
+        seen = features.seen()[-len(features) - RECALL :]
+        scale = self.bandwidth * self.settings.dwell_radius
+        alike = _rbf(seen[len(seen) - len(features) :] / scale, seen / scale)
+        # Row t of the batch is number p + t of what was seen; it looks back, and not at itself.
+        age = np.arange(len(seen) - len(features), len(seen))[:, None] - np.arange(len(seen))
+        return np.where((age > 0) & (age <= RECALL), alike, 0.0).sum(axis=1, keepdims=True)
 
     def _actions(self, features: Features) -> np.ndarray:
         paths = _paths(features)
@@ -135,6 +159,19 @@ class KernelActions(KernelVariance):
 
     class Settings(KernelVariance.Settings):
         actions: Literal["path", "fourier"] = "path"
+
+
+class KernelDwell(KernelVariance):
+    """The same with the time that the scene has stayed as it is: new is also a known observation that does not pass.
+
+    A policy that is stuck sees nothing new. How long a success stays at each observation is part of what it looks like.
+    """
+
+    name = "kernel_dwell"
+    recall = RECALL
+
+    class Settings(KernelVariance.Settings):
+        dwell: Literal[True] = True
 
 
 @dataclass(frozen=True)

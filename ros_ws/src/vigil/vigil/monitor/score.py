@@ -20,12 +20,13 @@ class Score(ABC):
     """A number per tick, larger where the policy is less to be trusted.
 
     Fitted on successful roll-outs alone. One call scores one tick or a thousand; the result for a tick depends on
-    that tick and on the ``context`` ticks before it only.
+    that tick and on the ``context`` ticks before it only, and on ``recall`` embeddings.
     """
 
     name: ClassVar[str]
     kind: ClassVar[Kind]
     context: ClassVar[int] = 0  # earlier ticks that the score of one tick needs
+    recall: ClassVar[int] = 0  # earlier ticks whose embeddings it needs (`Features.past`)
     least_k: ClassVar[int] = 1  # samples per tick below which the score says nothing
     windowed: ClassVar[bool] = True  # whether a sum over several ticks means anything
     learns: ClassVar[bool] = True  # whether `fit` does anything

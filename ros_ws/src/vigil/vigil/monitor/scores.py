@@ -10,7 +10,7 @@ from vigil.errors import VigilError
 from vigil.monitor.baselines import LogpZO, Mahalanobis, PcaKmeans, Stac
 from vigil.monitor.entropy import ActionChunkEntropy, Overlap, Spread
 from vigil.monitor.features import Features
-from vigil.monitor.kernel import KernelActions, KernelVariance
+from vigil.monitor.kernel import KernelActions, KernelDwell, KernelVariance
 from vigil.monitor.rnd import RandomNetworkDistillation
 from vigil.monitor.score import OBSERVATION, Score
 
@@ -33,6 +33,7 @@ SCORES: dict[str, type[Score]] = {
         RandomNetworkDistillation,
         KernelVariance,
         KernelActions,
+        KernelDwell,
         ActionChunkEntropy,
         Spread,
         Overlap,
