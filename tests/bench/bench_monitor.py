@@ -24,7 +24,7 @@ from rich.table import Table
 from vigil.monitor.detector import Channel, Detector
 from vigil.monitor.entropy import PADDING, ActionChunkEntropy, histogram_entropy
 from vigil.monitor.features import Evidence, Features, Kinematics
-from vigil.monitor.kernel import KernelVariance
+from vigil.monitor.kernel import RECALL, KernelDwell
 from vigil.monitor.rnd import RandomNetworkDistillation
 from vigil.monitor.score import Score
 from vigil.record.rollout import EndEffector
@@ -62,7 +62,7 @@ def fitted_scores(rng: np.random.Generator) -> dict[str, Score]:
     settings = RandomNetworkDistillation.Settings(epochs=2)
     scores = {
         "rnd": RandomNetworkDistillation(settings),
-        "kernel": KernelVariance(),
+        "kernel_dwell": KernelDwell(),
         "ace": ActionChunkEntropy(),
     }
     for score in scores.values():
@@ -110,8 +110,9 @@ def main() -> None:
         rng.standard_normal((1, DIMENSION)).astype(np.float32),
         np.empty((1, 0, 0, 1, 3)),
         STEP_DT,
+        rng.standard_normal((RECALL, DIMENSION)).astype(np.float32),
     )
-    for name in ("rnd", "kernel"):
+    for name in ("rnd", "kernel_dwell"):
         row(f"{name}: embedding score", partial(scores[name].score, one))
     for k in (32, 256):
         samples = chunks(rng, k)
@@ -125,7 +126,7 @@ def main() -> None:
         table.add_row(f"K = {k}: entropy, plain histograms", f"{plain:.3f}", f"{plain_p99:.3f}", "1 x")
         row(f"K = {k}: entropy", partial(histogram_entropy, points, cell), plain)
         row(f"K = {k}: gripper positions", partial(ARM.positions, samples, NAMES, STEP_DT))
-        for clause in (("rnd", "ace"), ("kernel", "ace")):
+        for clause in (("rnd", "ace"), ("kernel_dwell",)):
             channels = [Channel(scores[name], 5, np.array([1.0]), 1.0) for name in clause]
             detector = Detector(channels, (clause,), ARM)
             row(f"K = {k}: whole tick ({', '.join(clause)})", ticking(detector, samples, one), plain)
