@@ -22,7 +22,7 @@ import pymunk
 from policy import EXECUTED, HORIZON, SAMPLER_STEPS, SAMPLES, Policy
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.table import Column, Table
 from world import (
     LIMIT,
     START_PX,
@@ -279,7 +279,9 @@ def record(out: Path, calibration: int, test: int, seed: int, progress: Progress
 
 def summary(out: Path) -> Table:
     """Successes per split and perturbation."""
-    table = Table("split", "perturbation", "shift", "episodes", "succeeded", "mean duration")
+    table = Table(
+        "split", Column("perturbation", min_width=18), "shift", "episodes", "succeeded", "mean duration"
+    )
     for split in ("calibration", "test"):
         episodes = [load_episode(path.parent) for path in sorted((out / split).glob(f"*/{EPISODE_FILE}"))]
         count = Counter(e.perturbation for e in episodes)

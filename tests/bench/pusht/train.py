@@ -48,6 +48,9 @@ def windows(states: np.ndarray, actions: np.ndarray, episode: np.ndarray) -> tup
     return np.concatenate(seen).astype(np.float32), np.concatenate(wanted).astype(np.float32)
 
 
+CENTRE_T = torch.tensor(CENTRE, dtype=torch.float32)
+
+
 class Encoder(nn.Module):
     """States [B, 2, 5] to embeddings [B, E]."""
 
@@ -78,9 +81,6 @@ class Encoder(nn.Module):
         features += [error / 60, torch.tanh(error / 8), turned, torch.tanh(8 * turned)]
         features += [torch.cos(angle - float(GOAL[2])), (now - before)[:, :4] / 15, 5 * (now - before)[:, 4:]]
         return self.layers(torch.cat(features, 1))
-
-
-CENTRE_T = torch.tensor(CENTRE, dtype=torch.float32)
 
 
 class Block(nn.Module):
