@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
@@ -129,6 +131,8 @@ def test_training_learns_resumes_exactly_and_exports_a_bundle_that_runs(tmp_path
     bundle = export_bundle(whole.checkpoint_path, tmp_path / "bundle")
     assert bundle.spec.parity.chunks < 1e-4
     bundle.check_rig(RIG)
+    for path in bundle.path.glob("*.onnx"):
+        assert not re.search(rb"\.py\b", path.read_bytes()), "no source paths of the machine that exported it"
     net, _ = load_policy(whole.checkpoint_path)
     noise = np.random.default_rng(1).standard_normal((5, 16, 8), np.float32)
     images = {name: data.images[name][0] for name in data.cameras}

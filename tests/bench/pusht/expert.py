@@ -254,7 +254,7 @@ def demonstrate(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, default=Path("/tmp/pusht/demos.npz"))
+    parser.add_argument("--out", type=Path, default=Path("out/pusht/demos.npz"))
     parser.add_argument("--episodes", type=int, default=1200)
     parser.add_argument(
         "--noise", type=float, default=3.5, help="px, disturbs what is executed: at most so much"

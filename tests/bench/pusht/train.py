@@ -16,13 +16,14 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-import onnx
 import torch
 from expert import GOAL_CENTRE
 from onnxruntime import InferenceSession
 from policy import EMBEDDING_SIZE, FOLDER, GRAPH_FILE, HORIZON, META_FILE, SAMPLER_STEPS
 from torch import Tensor, nn
 from world import CENTRE, GOAL
+
+from vigil.train.export import strip_origin
 
 
 def mirrored(states: np.ndarray, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -217,7 +218,7 @@ def export(policy: Policy, facts: dict, folder: Path) -> None:
         external_data=False,
         verbose=False,
     )
-    _forget_sources(folder / GRAPH_FILE)
+    strip_origin(folder / GRAPH_FILE)
     session = InferenceSession(folder / GRAPH_FILE, providers=["CPUExecutionProvider"])
     embedding, targets = session.run(None, {"states": states.numpy(), "noise": noise.numpy()})
     with torch.no_grad():
@@ -228,18 +229,9 @@ def export(policy: Policy, facts: dict, folder: Path) -> None:
     print(f"{folder / GRAPH_FILE}: {(folder / GRAPH_FILE).stat().st_size / 1e6:.2f} MB")
 
 
-def _forget_sources(path: Path) -> None:
-    """Drop what the exporter notes about the source lines of each node: paths, and a tenth of the file."""
-    model = onnx.load(path)
-    for part in (model, model.graph, *model.graph.node, *model.graph.value_info, *model.graph.input):
-        part.ClearField("metadata_props")
-        part.ClearField("doc_string")
-    onnx.save(model, path)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--demos", type=Path, default=Path("/tmp/pusht/demos.npz"))
+    parser.add_argument("--demos", type=Path, default=Path("out/pusht/demos.npz"))
     parser.add_argument("--out", type=Path, default=FOLDER)
     parser.add_argument("--steps", type=int, default=20_000)
     parser.add_argument("--batch", type=int, default=256)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
 from onnxruntime import InferenceSession
 
@@ -144,6 +145,23 @@ def _export(
         external_data=False,
         verbose=False,
     )
+    strip_origin(path)
+
+
+def strip_origin(path: Path) -> None:
+    """Take the exporter's notes on every node out of an ONNX file: source lines and paths of the machine it ran on."""
+    model = onnx.load(path)
+    for part in (
+        model,
+        model.graph,
+        *model.graph.node,
+        *model.graph.input,
+        *model.graph.output,
+        *model.graph.value_info,
+    ):
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")
+    onnx.save(model, path)
 
 
 def _run(path: Path, inputs: dict[str, np.ndarray]) -> np.ndarray:
