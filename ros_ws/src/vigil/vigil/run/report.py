@@ -88,6 +88,7 @@ def _view(story: Story) -> dict[str, Any]:
         "tone": tone,
         "told": story.told,
         "problems": story.problems,
+        "earlier_takes": story.facts.get("earlier_takes", []),
         "chart": charts.timeline(story.spans, story.events, story.scores, story.duration),
         "scores": [{"name": s.name, "kind": s.kind} for s in story.scores],
         "films": {
