@@ -26,10 +26,10 @@ def settle_memory() -> None:
     gc.freeze()
 
 
-def step_forward(steps: int = 10) -> bool:
+def step_forward() -> bool:
     """Let the calling thread run before ordinary ones, if allowed: work that others wait for. False if it is not allowed."""
     try:
-        os.setpriority(os.PRIO_PROCESS, 0, -steps)
+        os.setpriority(os.PRIO_PROCESS, 0, -10)
     except PermissionError:
         return False
     return True

@@ -8,7 +8,6 @@ from concurrent.futures import Future
 
 from vigil.camera.driver import CameraDriver, DeviceLost, Frame
 from vigil.errors import VigilError
-from vigil.scheduling import step_forward
 
 READ_TIMEOUT = 0.2  # [s] how soon a stop is noticed when no frame comes
 FIRST_DELAY, LONGEST_DELAY = 0.5, 10.0  # [s] back-off between attempts to reconnect
@@ -60,7 +59,6 @@ class Capture:
             self._thread.join()
 
     def _run(self) -> None:
-        step_forward(5)  # after inference, but before all that only looks on
         try:
             try:
                 self._driver.open()

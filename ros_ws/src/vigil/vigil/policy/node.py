@@ -97,7 +97,6 @@ class PolicyNode(VigilNode):
         self._connect_inputs()
 
     def start(self) -> None:
-        step_forward()  # the executor's thread, too: an image that waits is a chunk that comes late
         with self._wake:
             self._buffer.clear()
             self._rng = np.random.default_rng(self.rig.policy.seed)
