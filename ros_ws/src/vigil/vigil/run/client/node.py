@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any
 
 import rclpy
+from rclpy.client import Client
 from rclpy.clock import Clock, ClockType
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from std_srvs.srv import SetBool, Trigger
@@ -39,6 +40,11 @@ SERVICES: dict[str, type] = {
     "monitor/reset": Trigger,
 }
 LOOK_EVERY = 0.02  # [s]
+# A server gives an answer up when it has not discovered the asker within 0.1 s, as one that was just restarted may not
+# have. What does no more if it is asked twice is asked again; of the others the arm's state tells whether they were done.
+REPEATABLE = ("arm/hold", "arm/estop", "arm/reset", "sim/reset", "teleop/set_active", "monitor/reset")
+ENGAGING = ("arm/engage", "arm/hand_back")
+LOST_AFTER = 3.0  # [s] without an answer
 # What is subscribed, under which attribute the newest message appears, how many are kept.
 TOPICS: dict[str, tuple[str, type, Any, int]] = {
     "arm": ("arm/state", ControlState, LATCHED, 1),
@@ -218,20 +224,35 @@ class RigClient:
             raise VigilError(
                 f"no service {full} after {timeout:g} s: node {owner} does not run or is not configured; its log says why"
             )
-        future = caller.call_async(request)
-        done = threading.Event()
-        future.add_done_callback(lambda _: done.set())
-        if not done.wait(timeout):
-            caller.remove_pending_request(future)
-            raise VigilError(
-                f"{full} gave no answer in {timeout:g} s: node {owner} hangs or died; its log says why"
-            )
-        response = future.result()
+        until = time.monotonic() + timeout
+        while True:
+            left = until - time.monotonic()
+            patience = min(left, LOST_AFTER) if name in REPEATABLE + ENGAGING else left
+            response = self._answer(caller, request, patience)
+            if response is None and name in ENGAGING and self.arm and self.arm.authority_name == "POLICY":
+                return Trigger.Response(success=True, message="engaged; the answer was lost")
+            if response is not None:
+                break
+            if time.monotonic() >= until:
+                raise VigilError(
+                    f"{full} gave no answer in {timeout:g} s: node {owner} hangs or died; its log says why"
+                )
         if not response.success:
             raise VigilError(f"{full} refused: {response.message}")
         return response
 
     # Inside ---------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def _answer(caller: Client, request: Any, patience: float) -> Any | None:
+        """The response, or None if none came within ``patience`` [s]."""
+        future = caller.call_async(request)
+        done = threading.Event()
+        future.add_done_callback(lambda _: done.set())
+        if done.wait(max(patience, 0.0)):
+            return future.result()
+        caller.remove_pending_request(future)
+        return None
 
     def _spin(self) -> None:
         stand_back()
