@@ -13,7 +13,7 @@ from pydantic import Field
 
 from vigil.monitor.features import Features
 from vigil.monitor.mlp import AdamW, Mlp
-from vigil.monitor.score import ACTION, OBSERVATION, Score
+from vigil.monitor.score import ACTION, OBSERVATION, Score, hold_out
 from vigil.rig import Positive, Strict
 
 Size = Annotated[int, Field(ge=1)]
@@ -140,11 +140,9 @@ class LogpZO(Score):
     def fit(self, episodes: list[Features], seed: int) -> None:
         rng = np.random.default_rng(seed)
         self.standardise.fit(np.concatenate([f.embedding for f in episodes]))
-        # Validation by episode: ticks of one episode resemble each other.
-        order = rng.permutation(len(episodes))
-        held_out = max(1, len(episodes) // 5) if len(episodes) > 1 else 0
-        x = self._inputs([episodes[i] for i in order[held_out:]])
-        held = self._inputs([episodes[i] for i in order[:held_out]]) if held_out else x
+        training, validation = hold_out(episodes, rng)
+        x = self._inputs(training)
+        held = self._inputs(validation) if validation else x
         size = x.shape[1]
         self.field = self._train(Mlp.orthogonal((size + 3, *self.settings.hidden, size), rng), x, held, rng)
 

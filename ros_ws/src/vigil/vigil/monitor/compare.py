@@ -18,7 +18,7 @@ from vigil.monitor.calibrate import (
     fit_scores,
     split_rollouts,
 )
-from vigil.monitor.conformal import required
+from vigil.monitor.conformal import required, smallest_delta
 from vigil.monitor.detector import Clauses, Detector
 from vigil.monitor.evaluate import RESAMPLES, Case, Row, first_alarm, mean_row, measure, trivial_rows
 from vigil.monitor.features import Features, Kinematics
@@ -175,7 +175,7 @@ def size_curve(
             break
         recipe = METHODS[method].recipe(base)
         if required(base.delta) > n:
-            recipe = replace(recipe, delta=_supported(n))
+            recipe = replace(recipe, delta=smallest_delta(n))
         figures = np.empty((draws, len(tasks), 2))
         for draw in range(draws):
             for i, task in enumerate(tasks):
@@ -186,9 +186,3 @@ def size_curve(
                 figures[draw, i] = row.twa, row.accuracy
         points.append(SizePoint(n, recipe.delta, *np.moveaxis(figures.mean(axis=1), -1, 0)))
     return points
-
-
-def _supported(n: int) -> float:
-    """Smallest delta, in decimals, that n roll-outs support."""
-    delta = np.ceil(1e4 / (n + 1)) / 1e4
-    return float(delta)

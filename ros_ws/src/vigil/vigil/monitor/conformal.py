@@ -24,8 +24,7 @@ class InsufficientCalibration(VigilError):
 
     def __init__(self, n: int, delta: float) -> None:
         self.n, self.delta, self.missing = n, delta, required(delta) - n
-        least = math.ceil(1e4 / (n + 1)) / 1e4 if n else 1.0
-        can = f"{n} support delta >= {least:g} at best" if n else "none support no bound"
+        can = f"{n} support delta >= {smallest_delta(n):g} at best" if n else "none support no bound"
         super().__init__(
             f"{n} calibration roll-outs cannot bound false alarms at delta = {delta:g}: {required(delta)} successful "
             f"ones are needed, {self.missing} more ({can}). Record more, or raise delta"
@@ -42,6 +41,11 @@ def check_delta(delta: float) -> float:
 def required(delta: float) -> int:
     """Smallest number of calibration roll-outs that supports ``delta``."""
     return max(math.ceil(1 / _exact(check_delta(delta))) - 1, 1)
+
+
+def smallest_delta(n: int) -> float:
+    """Smallest delta, to four decimals, that ``n`` calibration roll-outs support."""
+    return math.ceil(1e4 / (n + 1)) / 1e4
 
 
 def conformal_rank(n: int, delta: float) -> int:

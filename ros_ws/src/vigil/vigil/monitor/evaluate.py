@@ -141,7 +141,7 @@ def mean_row(rows: Sequence[Row], method: str) -> Row:
         for name in FIGURES
         if all(row.samples for row in rows)
     }
-    mean = _Mean(
+    return _Mean(
         method=method,
         delta=rows[0].delta,
         successes=sum(row.successes for row in rows),
@@ -154,7 +154,6 @@ def mean_row(rows: Sequence[Row], method: str) -> Row:
         samples=samples,
         mean_twa=float(np.mean([row.twa for row in rows])),
     )
-    return mean
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from vigil.monitor.entropy import PUBLISHED_OFFSET
 from vigil.monitor.features import Features
 from vigil.monitor.graph import Session, distance_graph
 from vigil.monitor.mlp import AdamW, Mlp
-from vigil.monitor.score import OBSERVATION, Score
+from vigil.monitor.score import OBSERVATION, Score, hold_out
 from vigil.rig import Positive, Strict
 
 Size = Annotated[int, Field(ge=1)]
@@ -92,12 +92,9 @@ class RandomNetworkDistillation(Score):
             held_out = max(1, len(ticks) // 10)
             x_held, x = self._inputs(ticks[order[:held_out]]), self._inputs(ticks[order[held_out:]])
         else:
-            # Validation by episode: ticks of one episode resemble each other.
-            order = rng.permutation(len(episodes))
-            held_out = max(1, len(episodes) // 5) if len(episodes) > 1 else 0
-            validation = [episodes[i].embedding for i in order[:held_out]]
-            x = self._inputs(np.concatenate([episodes[i].embedding for i in order[held_out:]]))
-            x_held = self._inputs(np.concatenate(validation)) if validation else x
+            training, validation = hold_out(episodes, rng)
+            x = self._inputs(np.concatenate([f.embedding for f in training]))
+            x_held = self._inputs(np.concatenate([f.embedding for f in validation])) if validation else x
         size = int(self.used.sum())
         self.target = Mlp.orthogonal((size, *s.target, s.outputs), rng)
         predictor = Mlp.orthogonal((size, *s.predictor, s.outputs), rng, s.relu_tail)

@@ -16,6 +16,16 @@ OBSERVATION: Kind = "observation"
 ACTION: Kind = "action"
 
 
+def hold_out(episodes: list[Features], rng: np.random.Generator) -> tuple[list[Features], list[Features]]:
+    """A fifth of the episodes to validate a network on, and the others to train it on: (training, validation).
+
+    By episode, because ticks of one episode resemble each other. A single episode leaves nothing to validate on.
+    """
+    order = rng.permutation(len(episodes))
+    held = max(1, len(episodes) // 5) if len(episodes) > 1 else 0
+    return [episodes[i] for i in order[held:]], [episodes[i] for i in order[:held]]
+
+
 class Score(ABC):
     """A number per tick, larger where the policy is less to be trusted.
 

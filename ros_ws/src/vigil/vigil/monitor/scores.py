@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from vigil.errors import VigilError
-from vigil.monitor.baselines import LogpZO, Mahalanobis, PcaKmeans, Stac
+from vigil.monitor.baselines import BASELINES
 from vigil.monitor.entropy import ActionChunkEntropy, Overlap, Spread
 from vigil.monitor.features import Features
 from vigil.monitor.kernel import KernelActions, KernelDwell, KernelVariance
@@ -37,10 +37,7 @@ SCORES: dict[str, type[Score]] = {
         ActionChunkEntropy,
         Spread,
         Overlap,
-        Stac,
-        LogpZO,
-        PcaKmeans,
-        Mahalanobis,
+        *BASELINES.values(),
         Clock,
     )
 }
