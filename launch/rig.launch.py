@@ -13,8 +13,8 @@ from launch.events import Shutdown
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import LifecycleNode
 
-from vigil.bringup import NodeSpec, Options, environment, node_specs
-from vigil.rig import load_rig
+from vigil.bringup import NodeSpec, Options, dds_environment, environment, node_specs
+from vigil.rig import RigConfig, load_rig
 from vigil.run.node import LifecycleManager
 
 RESPAWN_DELAY = 1.0  # [s]
@@ -24,8 +24,10 @@ PATIENCE = "10"  # [s] for a node to close in order (a recording to be ended) be
 class BringUp:
     """The actions of one launch, and what their processes have come to."""
 
-    def __init__(self, context: LaunchContext, specs: list[NodeSpec]) -> None:
+    def __init__(self, context: LaunchContext, rig: RigConfig, options: Options) -> None:
         self._context = context
+        self._local = rig.sim is not None
+        specs = node_specs(rig, options)
         self._specs = specs
         self._starts = dict.fromkeys((spec.name for spec in specs), 0)
         self._running: set[str] = set()
@@ -50,6 +52,7 @@ class BringUp:
             name=spec.name,
             namespace=spec.namespace,
             parameters=[dict(spec.parameters)],
+            additional_env=dds_environment(os.environ, local=self._local, room=spec.room),
             output="both",
             respawn=spec.respawn,
             respawn_delay=RESPAWN_DELAY,
@@ -84,10 +87,9 @@ def bring_up(context: LaunchContext) -> list:
         lockstep=LaunchConfiguration("lockstep").perform(context) == "true",
         record=LaunchConfiguration("record").perform(context) == "true",
     )
-    specs = node_specs(rig, options)
-    # Of this process too, before it opens DDS: profile and domain must be those of the nodes.
+    # Of this process too, before it opens DDS: its domain must be that of the nodes.
     os.environ.update(environment(rig, os.environ))
-    return BringUp(context, specs).actions()
+    return BringUp(context, rig, options).actions()
 
 
 def generate_launch_description() -> LaunchDescription:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vigil.bringup import PROFILE_VARIABLES, dds_profile
+from vigil.bringup import dds_environment
 from vigil.run.domains import reserve_domain
 
 TESTS = Path(__file__).parent
@@ -21,8 +21,7 @@ def pytest_configure(config: pytest.Config) -> None:
         domain = reserve_domain()
         config.add_cleanup(domain.release)
         os.environ["ROS_DOMAIN_ID"] = str(domain.number)
-    os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
-    os.environ.update(dict.fromkeys(PROFILE_VARIABLES, str(dds_profile())))
+    os.environ.update(dds_environment({}, local=True))
     os.environ[MARK] = f"{os.getpid()}"
     for name, value in {"MUJOCO_GL": "egl", "OMP_NUM_THREADS": "1", "LP_NUM_THREADS": "1"}.items():
         os.environ.setdefault(name, value)

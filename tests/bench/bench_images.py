@@ -17,7 +17,7 @@ from array import array
 
 import numpy as np
 
-from vigil.bringup import environment
+from vigil.bringup import dds_environment, environment
 from vigil.rig import load_rig
 from vigil.run.domains import reserve_domain
 
@@ -84,9 +84,8 @@ def subscribe(images: int, rate: float) -> None:
 def measure(images: int, rate: float, tuned: bool) -> np.ndarray:
     """Latencies [ms] of one publisher and one subscriber process."""
     domain = reserve_domain()
-    shipped = environment(load_rig("franka_sim"), {})
+    shipped = {**environment(load_rig("franka_sim"), {}), **dds_environment({}, local=True, room="camera")}
     env = {**os.environ, **(shipped if tuned else {}), "ROS_DOMAIN_ID": str(domain.number)}
-    env["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
     command = [sys.executable, __file__, "--images", str(images), "--rate", str(rate), "--role"]
     publisher = subprocess.Popen([*command, "publish"], env=env)
     try:

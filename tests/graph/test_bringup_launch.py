@@ -37,7 +37,7 @@ def test_it_declares_its_arguments(module):
 def test_one_lifecycle_node_per_spec(module):
     from launch_ros.actions import LifecycleNode
 
-    bring_up = module.BringUp(context(), node_specs(load_rig("franka_sim"), Options(record=False)))
+    bring_up = module.BringUp(context(), load_rig("franka_sim"), Options(record=False))
     try:
         nodes = [action for action in bring_up.actions() if isinstance(action, LifecycleNode)]
     finally:

@@ -22,6 +22,8 @@ from rclpy.context import Context
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 
+from vigil.bringup import dds_environment
+
 T = TypeVar("T")
 
 ANSWER_TIMEOUT = 5.0  # [s] after which an answer counts as lost
@@ -142,7 +144,11 @@ def process(
             [sys.executable, "-m", module, *arguments],
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            env={
+                **os.environ,
+                **dds_environment({}, local=True, room=module.split(".")[1]),
+                "PYTHONUNBUFFERED": "1",
+            },
         )
     try:
         yield running

@@ -2,13 +2,17 @@
 
 import dataclasses
 import xml.etree.ElementTree as ET
+from pathlib import Path
 
 import pytest
 import yaml
 
-from vigil.bringup import PROFILE_VARIABLES, Options, check_domain, dds_profile, environment, node_specs
+from vigil.bringup import PROFILE_VARIABLES, Options, check_domain, dds_environment, environment, node_specs
 from vigil.errors import VigilError
 from vigil.rig import load_rig, root
+
+DDS = {"d": "http://www.eprosima.com"}
+PROFILES = root() / "launch" / "dds"
 
 
 @pytest.fixture(scope="module")
@@ -117,14 +121,32 @@ def test_ros_arguments_survive_yaml(rig):
     assert {name: yaml.safe_load(value) for name, value in given.items()} == dict(spec.parameters)
 
 
+def dds_file(env):
+    (path,) = {env[name] for name in PROFILE_VARIABLES}
+    return Path(path)
+
+
 def test_environment_sets_the_profile_and_leaves_what_a_person_set(rig, real_rig):
     fresh = environment(rig, {})
-    assert {fresh[name] for name in PROFILE_VARIABLES} == {str(dds_profile())}
-    assert fresh["ROS_AUTOMATIC_DISCOVERY_RANGE"] == "LOCALHOST"
-    assert "ROS_AUTOMATIC_DISCOVERY_RANGE" not in environment(real_rig, {})
+    assert dds_file(fresh) == PROFILES / "local.xml"
+    assert fresh["ROS_AUTOMATIC_DISCOVERY_RANGE"] == "SYSTEM_DEFAULT"
+    assert environment(rig, fresh) == fresh
     theirs = environment(rig, {"FASTDDS_DEFAULT_PROFILES_FILE": "/mine.xml", "MUJOCO_GL": "osmesa"})
-    assert {theirs[name] for name in PROFILE_VARIABLES} == {"/mine.xml"}
+    assert dds_file(theirs) == Path("/mine.xml")
     assert theirs["MUJOCO_GL"] == "osmesa"
+    real = environment(real_rig, {})
+    assert dds_file(real) == PROFILES / "network.xml"
+    assert "ROS_AUTOMATIC_DISCOVERY_RANGE" not in real
+
+
+@pytest.mark.parametrize("range_", ["", "SYSTEM_DEFAULT", "LOCALHOST", "SUBNET"])
+@pytest.mark.parametrize("local", [True, False])
+def test_a_persons_discovery_range_is_kept_but_without_shared_memory(range_, local):
+    asked = {"ROS_AUTOMATIC_DISCOVERY_RANGE": range_}
+    env = dds_environment(asked, local=local)
+    stays_here = range_ == "LOCALHOST" or (local and range_ != "SUBNET")
+    assert dds_file(env).name == ("local.xml" if stays_here else "network.xml")
+    assert env.get("ROS_AUTOMATIC_DISCOVERY_RANGE") == ("SYSTEM_DEFAULT" if stays_here else None)
 
 
 @pytest.mark.parametrize("domain", ["", "0", "42", "232"])
@@ -138,16 +160,32 @@ def test_domains_that_are_not(rig, domain):
         environment(rig, {"ROS_DOMAIN_ID": domain})
 
 
-def test_dds_profile_fits_images():
-    space = {"d": "http://www.eprosima.com"}
-    tree = ET.parse(dds_profile())
-    sizes = {
-        tag: int(tree.find(f".//d:transport_descriptor[d:type='SHM']/d:{tag}", space).text)
-        for tag in ("segment_size", "maxMessageSize")
+def test_only_nodes_with_raw_images_share_memory(rig):
+    inherited = environment(rig, {})
+    files = {
+        spec.name: dds_file(dds_environment(inherited, local=True, room=spec.room))
+        for spec in node_specs(rig)
     }
-    assert sizes["maxMessageSize"] > 1920 * 1080 * 3
-    assert sizes["segment_size"] >= 4 * sizes["maxMessageSize"]
-    used = [it.text for it in tree.findall(".//d:userTransports/d:transport_id", space)]
-    defined = [it.text for it in tree.findall(".//d:transport_descriptor/d:transport_id", space)]
-    assert used == defined
-    assert tree.find(".//d:participant", space).get("is_default_profile") == "true"
+    sharing = {name for name, file in files.items() if file == PROFILES / "local_images.xml"}
+    assert sharing == {"camera_wrist", "camera_scene", "policy"}
+    assert {file for name, file in files.items() if name not in sharing} == {PROFILES / "local.xml"}
+    mine = {"FASTDDS_DEFAULT_PROFILES_FILE": "/mine.xml"}
+    assert dds_file(dds_environment(mine, local=True, room="camera")) == Path("/mine.xml")
+
+
+@pytest.mark.parametrize("name", ["local", "network", "local_images", "network_images"])
+def test_the_shipped_dds_profiles(name):
+    tree = ET.parse(PROFILES / f"{name}.xml")
+    assert tree.find(".//d:participant", DDS).get("is_default_profile") == "true"
+    assert tree.find(".//d:useBuiltinTransports", DDS).text == "false"
+    transports = tree.findall(".//d:transport_descriptor", DDS)
+    used = [it.text for it in tree.findall(".//d:userTransports/d:transport_id", DDS)]
+    assert used == [it.find("d:transport_id", DDS).text for it in transports]
+    types = [it.find("d:type", DDS).text for it in transports]
+    assert types == (["SHM", "UDPv4"] if "images" in name else ["UDPv4"])
+    interfaces = [it.text for it in transports[-1].findall("d:interfaceWhiteList/d:address", DDS)]
+    assert interfaces == (["127.0.0.1"] if "local" in name else [])
+    if "images" in name:
+        sizes = {tag: int(tree.find(f".//d:{tag}", DDS).text) for tag in ("segment_size", "maxMessageSize")}
+        assert sizes["maxMessageSize"] > 1920 * 1080 * 3
+        assert sizes["segment_size"] >= 4 * sizes["maxMessageSize"]

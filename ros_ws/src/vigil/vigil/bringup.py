@@ -17,6 +17,8 @@ from vigil.rig import RigConfig, root
 Mode = Literal["full", "collect"]
 # Fast DDS 2 (Jazzy) reads the first name and ignores the second, which is that of later releases.
 PROFILE_VARIABLES = ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE")
+RANGE = "ROS_AUTOMATIC_DISCOVERY_RANGE"
+ROOMS_WITH_IMAGES = frozenset({"camera", "policy"})  # raw ones; the recorder's are compressed
 HIGHEST_DOMAIN = 232  # DDS derives UDP ports from the domain; higher ones leave the range of ports
 
 
@@ -138,13 +140,13 @@ def node_specs(rig: RigConfig, options: Options = Options()) -> list[NodeSpec]:
 def environment(rig: RigConfig, inherited: Mapping[str, str]) -> dict[str, str]:
     """Environment variables that every process of a rig needs, over ``inherited``; what a person set stays.
 
+    The DDS profile among them is that of a process without raw images; `dds_environment` has each node's.
+
     Raises:
         VigilError: ``ROS_DOMAIN_ID`` is not a domain.
     """
     check_domain(inherited.get("ROS_DOMAIN_ID", ""))
-    profile = next((inherited[name] for name in PROFILE_VARIABLES if inherited.get(name)), str(dds_profile()))
     ours = {
-        **dict.fromkeys(PROFILE_VARIABLES, profile),
         "MUJOCO_GL": "egl",  # no screen needed
         # The small matrices here gain nothing from threads, and pools of them starve the control loop.
         "OMP_NUM_THREADS": "1",
@@ -159,14 +161,27 @@ def environment(rig: RigConfig, inherited: Mapping[str, str]) -> dict[str, str]:
         "RCUTILS_CONSOLE_OUTPUT_FORMAT": "[{severity}] [{time}] {message}",
         "VIGIL_ROOT": str(root()),
     }
-    if rig.sim is not None:
-        ours["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"  # a simulation has no parts on other hosts
-    return {name: inherited.get(name, value) for name, value in ours.items()}
+    kept = {name: inherited.get(name, value) for name, value in ours.items()}
+    return {**kept, **dds_environment(inherited, local=rig.sim is not None)}
 
 
-def dds_profile() -> Path:
-    """The Fast DDS profile that is shipped."""
-    return root() / "launch" / "fastdds.xml"
+def dds_environment(inherited: Mapping[str, str], *, local: bool, room: str = "") -> dict[str, str]:
+    """Variables that choose the DDS profile (launch/dds) of a process of ``room``; a profile that a person set stays.
+
+    Args:
+        local: there are no parts on other hosts. The profile then keeps to this one, which ROS would do by its range
+            LOCALHOST, but with a shared-memory transport in every process; so that range becomes such a profile too.
+    """
+    folder = root() / "launch" / "dds"
+    given = [inherited[name] for name in PROFILE_VARIABLES if inherited.get(name)]
+    theirs = [profile for profile in given if Path(profile).parent != folder]
+    if theirs:
+        return dict.fromkeys(PROFILE_VARIABLES, theirs[0])
+    asked = inherited.get(RANGE, "")
+    local = asked == "LOCALHOST" or (local and asked in ("", "SYSTEM_DEFAULT"))
+    name = ("local" if local else "network") + ("_images" if room in ROOMS_WITH_IMAGES else "")
+    chosen = dict.fromkeys(PROFILE_VARIABLES, str(folder / f"{name}.xml"))
+    return {**chosen, RANGE: "SYSTEM_DEFAULT"} if local else chosen
 
 
 def check_domain(given: str) -> None:

@@ -21,7 +21,7 @@ import yaml
 from rich.console import Console
 from rich.markup import escape
 
-from vigil.bringup import NodeSpec, Options, environment, node_specs
+from vigil.bringup import NodeSpec, Options, dds_environment, environment, node_specs
 from vigil.errors import VigilError
 from vigil.rig import RigConfig, load_rig
 from vigil.run.report import replace_text
@@ -175,7 +175,15 @@ class Session:
             # Imported here: DDS reads its settings when it is loaded.
             from vigil.run.node import LifecycleManager
 
-            processes = [ProcessSpec(spec.name, command(spec), spec.respawn) for spec in self.specs]
+            processes = [
+                ProcessSpec(
+                    spec.name,
+                    command(spec),
+                    spec.respawn,
+                    env=dds_environment(os.environ, local=self.rig.sim is not None, room=spec.room),
+                )
+                for spec in self.specs
+            ]
             self._supervisor = Supervisor(processes, self.logs, os.environ)
             # Entered before the processes start, so that a DDS that does not work is told once, and here.
             self._lifecycle: LifecycleManager = resources.enter_context(

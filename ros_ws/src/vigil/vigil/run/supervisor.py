@@ -11,7 +11,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from vigil.errors import VigilError
@@ -26,11 +26,18 @@ LOG_PREFIX = re.compile(r"^(\[[A-Z]+\]\s*)?(\[[\d.]+\]\s*)?(\[[\w./-]+\]:?\s*)?"
 
 @dataclass(frozen=True)
 class ProcessSpec:
-    """One process: its name (and its log's), its command line, and whether it is restarted when it ends."""
+    """One process.
+
+    Attributes:
+        name: its own, and its log's.
+        respawn: restarted when it ends.
+        env: variables of its own, over those of all.
+    """
 
     name: str
     command: Sequence[str]
     respawn: bool = True
+    env: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -67,7 +74,7 @@ class _Process:
     def __init__(self, spec: ProcessSpec, folder: Path, env: Mapping[str, str]) -> None:
         self.spec = spec
         self.log = folder / f"{spec.name}.log"
-        self._env = dict(env)
+        self._env = {**env, **spec.env}
         self.popen: subprocess.Popen | None = None
         self.starts = 0
         self.exit_code: int | None = None
