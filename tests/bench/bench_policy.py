@@ -18,7 +18,7 @@ from vigil.policy.observation import prepare_image
 from vigil.policy.runtime import PolicyRuntime
 from vigil.rig import load_rig, root
 
-SAMPLES = (1, 16, 32, 256)
+SAMPLES = (1, 8, 24, 32, 256)
 
 
 def bundles(named: str) -> list[Path]:
@@ -32,10 +32,14 @@ def measure(runtime: PolicyRuntime, rounds: int) -> dict[str, np.ndarray]:
     frames = {name: rng.integers(0, 255, (480, 640, 3), np.uint8) for name in spec.cameras}
     images = {name: prepare_image(frame, spec.image_size) for name, frame in frames.items()}
     state = np.zeros(len(spec.state), np.float32)
-    variants = {"two frames resized": lambda: [prepare_image(f, spec.image_size) for f in frames.values()]}
+    embedding = runtime.encode(images, state)
+    variants = {
+        "two frames resized": lambda: [prepare_image(f, spec.image_size) for f in frames.values()],
+        "encoder": lambda: runtime.encode(images, state),
+    }
     for k in SAMPLES:
-        variants[f"K = {k}"] = lambda k=k: runtime.infer(images, state, k, rng)
-    variants["32 calls of K = 1"] = lambda: [runtime.infer(images, state, 1, rng) for _ in range(32)]
+        variants[f"K = {k}"] = lambda k=k: runtime.draw(embedding, k, rng)
+    variants["32 calls of K = 1"] = lambda: [runtime.draw(embedding, 1, rng) for _ in range(32)]
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for run in variants.values():
         run()

@@ -75,7 +75,13 @@ class World:
 
 def rig_file(folder, bundle):
     data = load_rig("franka_sim").model_dump(mode="json", exclude_none=True)
-    data["policy"] = {**data["policy"], "bundle": str(bundle), "samples": SAMPLES, "period": 0.2}
+    data["policy"] = {
+        **data["policy"],
+        "bundle": str(bundle),
+        "samples": SAMPLES,
+        "candidates": 2,
+        "period": 0.2,
+    }
     path = folder / "rig.yaml"
     path.write_text(yaml.safe_dump(data))
     return path

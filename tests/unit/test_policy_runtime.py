@@ -28,25 +28,33 @@ def images():
 
 
 def test_images_are_fed_by_name_and_state_in_columns(runtime, images):
-    result = runtime.infer(images, STATE, 4, np.random.default_rng(1))
-    assert result.embedding == pytest.approx([1.0, 0.2, *STATE])
-    assert (
-        result.samples.shape == (4, HORIZON, 8) and result.samples.dtype == np.float32 and result.seconds > 0
-    )
+    embedding = runtime.encode(images, STATE)
+    assert embedding == pytest.approx([1.0, 0.2, *STATE])
+    samples = runtime.draw(embedding, 4, np.random.default_rng(1))
+    assert samples.shape == (4, HORIZON, 8) and samples.dtype == np.float32
     noise = np.random.default_rng(1).standard_normal((4, HORIZON, 8), dtype=np.float32)
-    assert result.samples == pytest.approx(STATE + NOISE_GAIN * noise, abs=1e-6)
+    assert samples == pytest.approx(STATE + NOISE_GAIN * noise, abs=1e-6)
 
 
 def test_the_same_generator_gives_the_same_chunks_and_the_next_tick_others(runtime, images):
     generator = np.random.default_rng(7)
-    first = runtime.infer(images, STATE, 3, generator).samples
-    assert np.array_equal(first, runtime.infer(images, STATE, 3, np.random.default_rng(7)).samples)
-    assert not np.array_equal(first, runtime.infer(images, STATE, 3, generator).samples)
+    embedding = runtime.encode(images, STATE)
+    first = runtime.draw(embedding, 3, generator)
+    assert np.array_equal(first, runtime.draw(embedding, 3, np.random.default_rng(7)))
+    assert not np.array_equal(first, runtime.draw(embedding, 3, generator))
+
+
+def test_the_first_few_and_the_others_are_the_chunks_of_one_call(runtime, images):
+    embedding, generator = runtime.encode(images, STATE), np.random.default_rng(7)
+    parts = [runtime.draw(embedding, k, generator) for k in (2, 5)]
+    assert np.concatenate(parts) == pytest.approx(
+        runtime.draw(embedding, 7, np.random.default_rng(7)), abs=1e-6
+    )
 
 
 def test_k_is_free(runtime, images):
     for k in (1, 2, 32):
-        assert len(runtime.infer(images, STATE, k, np.random.default_rng(0)).samples) == k
+        assert len(runtime.draw(runtime.encode(images, STATE), k, np.random.default_rng(0))) == k
 
 
 @pytest.mark.parametrize(
@@ -62,7 +70,7 @@ def test_k_is_free(runtime, images):
 def test_bad_inputs_are_refused(runtime, images, change, state, reason):
     images = {name: image for name, image in {**images, **change}.items() if image is not None}
     with pytest.raises(Rejected, match=reason):
-        runtime.infer(images, state, 2, np.random.default_rng(0))
+        runtime.encode(images, state)
 
 
 def test_outputs_that_are_not_finite_are_refused(tmp_path, images):
@@ -70,7 +78,7 @@ def test_outputs_that_are_not_finite_are_refused(tmp_path, images):
     with pytest.raises(
         Rejected, match=f"{2 * HORIZON * 8} values of {2 * HORIZON * 8} in chunks that are not finite"
     ):
-        broken.infer(images, STATE, 2, np.random.default_rng(0))
+        broken.draw(broken.encode(images, STATE), 2, np.random.default_rng(0))
 
 
 def test_the_provider_is_the_one_that_really_runs(runtime):

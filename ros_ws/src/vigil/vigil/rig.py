@@ -117,7 +117,13 @@ class PolicyConfig(Strict):
 
     bundle: str = Field(description="folder, relative to the repository root or absolute")
     period: Positive = 0.2
-    samples: Annotated[int, Field(ge=1, le=512)] = 32
+    samples: Annotated[int, Field(ge=1, le=512, description="chunks drawn per tick (K), for the monitor")] = (
+        32
+    )
+    candidates: Annotated[int, Field(ge=1, le=512)] = Field(
+        8,
+        description="of these, how many are drawn first: the arm gets one of them before the others are drawn",
+    )
     selection: Literal["first", "medoid"] = "medoid"
     max_skew: Positive = Field(0.05, description="largest difference of stamps within one observation [s]")
     threads: Annotated[int, Field(ge=1, le=64)] = 1
@@ -167,6 +173,9 @@ class SimConfig(Strict):
     scene: Literal["franka_pick_place"]
     time_limit: Positive = 15.0
     seed: int = 0
+    latency: Annotated[float, Field(ge=0, le=0.5)] = Field(
+        0.0, description="[s] lock step: how long after its observation a chunk reaches the arm"
+    )
 
 
 class RigConfig(Strict):

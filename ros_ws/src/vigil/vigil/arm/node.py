@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from array import array
+from collections import deque
 from collections.abc import Iterable
 from functools import partial
 
@@ -64,6 +65,8 @@ class ArmNode(VigilNode):
         self._controller = ArmController(rig, lockstep=self.lockstep)
         self._loop = LoopStatistics(self._controller.period)
         self._last_tick = 0
+        self._latency = round(rig.sim.latency * 1e9) if self.lockstep else 0
+        self._on_its_way: deque[Chunk] = deque()
         self._state = ControlState(names=list(self._controller.columns.names))
         self._published_transition = -1
         self._state_publisher = self.advertise(ControlState, "arm/state", LATCHED)
@@ -134,6 +137,7 @@ class ArmNode(VigilNode):
             return
         changed = self._controller.on_joint_states(stamp, message.name, message.position, now)
         if self.lockstep:
+            self._take_arrived(now)
             self._tick(now)
         else:
             self._react(changed, now)
@@ -141,7 +145,6 @@ class ArmNode(VigilNode):
     def _on_chunk(self, message: ActionChunk) -> None:
         if not self.active:
             return
-        now = self._instant()
         chunk = Chunk(
             nanoseconds(message.header.stamp),
             tuple(message.names),
@@ -149,7 +152,18 @@ class ArmNode(VigilNode):
             message.horizon,
             np.asarray(message.positions),
         )
+        if self._latency:
+            self._on_its_way.append(chunk)
+        else:
+            self._take(chunk, self._instant())
+
+    def _take(self, chunk: Chunk, now: int) -> None:
         self._react(self._controller.on_chunk(chunk, now), now)
+
+    def _take_arrived(self, now: int) -> None:
+        """Lock step with latency: chunks that have been on their way for long enough."""
+        while self._on_its_way and now >= self._on_its_way[0].stamp + self._latency:
+            self._take(self._on_its_way.popleft(), now)
 
     def _on_monitor(self, message: FailureStatus) -> None:
         if not self.active:

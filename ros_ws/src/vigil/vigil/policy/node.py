@@ -1,7 +1,8 @@
 """The policy node: joins camera frames and joint states, samples K chunks, publishes one and the evidence for it.
 
-Callbacks only store the newest inputs; resizing and inference run in a worker thread. The chunk goes out before the
-evidence: whoever answers to the evidence may rely on the chunk being on its way.
+Callbacks only store the newest inputs; resizing and inference run in a worker thread. The chunk goes out as soon as it is
+chosen among the first few samples; the evidence, with all K, follows: whoever answers to it may rely on the chunk being on
+its way.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from vigil.node import (
 from vigil.policy.bundle import Bundle, load_bundle
 from vigil.policy.chunks import select
 from vigil.policy.observation import Observation, ObservationBuffer, Rejected, frame_view, prepare_image
-from vigil.policy.runtime import Inference, PolicyRuntime
+from vigil.policy.runtime import PolicyRuntime
 from vigil.policy.schedule import Schedule
 from vigil.policy.telemetry import Troubles, Window
 from vigil.rig import resolve
@@ -223,26 +224,49 @@ class PolicyNode(VigilNode):
     def _infer(self, job: Job) -> None:
         spec, observation = job.runtime.bundle.spec, job.observation
         images = {name: prepare_image(rgb, spec.image_size) for name, rgb in observation.images.items()}
-        result = job.runtime.infer(images, observation.state, self.rig.policy.samples, self._rng)
-        chosen = select(result.samples, spec.action_std, self.rig.policy.selection)
+        settings, runtime, started = self.rig.policy, job.runtime, time.perf_counter()
+        embedding = runtime.encode(images, observation.state)
+        # The arm waits for one chunk, the monitor for all of them: the one is chosen among the first few.
+        samples = runtime.draw(embedding, min(settings.candidates, settings.samples), self._rng)
+        chosen = select(samples, spec.action_std, settings.selection)
         age = (self.now() - observation.stamp) / 1e9
         with self._wake:
-            if job.runtime is not self._runtime:
+            if runtime is not self._runtime:
                 return self._refuse("chunk", "its bundle was replaced while it was computed")
             if observation.stamp < self._not_before:
                 return self._refuse("chunk", "observed before the policy was given control")
             if age > LATEST * spec.horizon * spec.step_dt:
                 return self._refuse("chunk", f"{age * 1e3:.0f} ms old when it was done: half of it is over")
             tick, self._tick = self._tick, self._tick + 1
-        self._publish(job, result, chosen, tick)
+        self._publish_chunk(job, samples[chosen], tick)
         self._skew.add(observation.skew / 1e9)
-        self._inference.add(result.seconds)
         self._latency.add(time.monotonic() - job.complete_at)
         self._ticked_at = time.monotonic()
+        if len(samples) < settings.samples:
+            others = runtime.draw(embedding, settings.samples - len(samples), self._rng)
+            samples = np.concatenate([samples, others])
+        self._inference.add(time.perf_counter() - started)
+        self._publish_evidence(job, embedding, samples, chosen, tick)
 
-    def _publish(self, job: Job, result: Inference, chosen: int, tick: int) -> None:
-        bundle, k = job.runtime.bundle, len(result.samples)
-        spec, stamp = bundle.spec, to_stamp(job.observation.stamp)
+    def _publish_chunk(self, job: Job, positions: np.ndarray, tick: int) -> None:
+        spec = job.runtime.bundle.spec
+        chunk = ActionChunk(
+            tick=tick,
+            bundle=spec.name,
+            names=list(spec.action_names),
+            step_dt=spec.step_dt,
+            horizon=spec.horizon,
+            positions=array("d", positions.astype(np.float64).tobytes()),
+        )
+        chunk.header.stamp = to_stamp(job.observation.stamp)
+        chunk.inference_time = time.monotonic() - job.complete_at
+        self._chunks.publish(chunk)
+
+    def _publish_evidence(
+        self, job: Job, embedding: np.ndarray, samples: np.ndarray, chosen: int, tick: int
+    ) -> None:
+        bundle = job.runtime.bundle
+        spec = bundle.spec
         evidence = PolicyEvidence(
             tick=tick,
             bundle_hash=bundle.content_hash,
@@ -250,23 +274,13 @@ class PolicyNode(VigilNode):
             sampler_steps=job.runtime.steps,
             names=list(spec.action_names),
             step_dt=spec.step_dt,
-            embedding=array("f", result.embedding.tobytes()),
-            k=k,
+            embedding=array("f", embedding.tobytes()),
+            k=len(samples),
             horizon=spec.horizon,
-            samples=array("f", result.samples.tobytes()),
+            samples=array("f", samples.tobytes()),
             chosen=chosen,
         )
-        chunk = ActionChunk(
-            tick=tick,
-            bundle=bundle.name,
-            names=list(spec.action_names),
-            step_dt=spec.step_dt,
-            horizon=spec.horizon,
-            positions=array("d", result.samples[chosen].astype(np.float64).tobytes()),
-        )
-        evidence.header.stamp = chunk.header.stamp = stamp
-        chunk.inference_time = time.monotonic() - job.complete_at
-        self._chunks.publish(chunk)
+        evidence.header.stamp = to_stamp(job.observation.stamp)
         self._evidence.publish(evidence)
 
     # Services -------------------------------------------------------------------------------------------------

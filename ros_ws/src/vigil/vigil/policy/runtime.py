@@ -27,15 +27,6 @@ PROVIDERS = ("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecution
 WARM_UP_RUNS = 2  # the first run allocates memory and picks kernels, the second shows that it is over
 
 
-@dataclass(frozen=True)
-class Inference:
-    """What one policy tick yields."""
-
-    embedding: np.ndarray  # [E] float32
-    samples: np.ndarray  # [K, H, D] float32; rad, m
-    seconds: float  # encoder and loop
-
-
 @dataclass
 class Providers:
     """Which execution provider runs each graph, and why faster ones do not."""
@@ -55,7 +46,7 @@ class Providers:
 
 
 class PolicyRuntime:
-    """The sessions of one bundle. `infer` may be called from one thread at a time."""
+    """The sessions of one bundle. One thread at a time may use it."""
 
     def __init__(self, bundle: Bundle, *, threads: int = 1, sampler: str | None = None) -> None:
         """Open the sessions and warm them up.
@@ -89,53 +80,69 @@ class PolicyRuntime:
             self.run(images, state, noise)  # finite or not: the first real observation decides
         return time.perf_counter() - started
 
-    def infer(
-        self, images: Mapping[str, np.ndarray], state: np.ndarray, k: int, rng: np.random.Generator
-    ) -> Inference:
-        """Sample ``k`` chunks for one observation, in one batched call.
+    def encode(self, images: Mapping[str, np.ndarray], state: np.ndarray) -> np.ndarray:
+        """Embedding [E] float32 of one observation.
 
         Args:
             images: uint8 [S, S, 3] by camera, from `prepare_image`.
             state: [N] in the bundle's column order; rad, m.
-            rng: source of the noise: the same generator state gives the same chunks.
 
         Raises:
-            Rejected: an input has the wrong shape or type or is not finite, or an output is not finite.
+            Rejected: an input has the wrong shape or type or is not finite, or the output is not finite.
+            VigilError: ONNX Runtime failed.
+        """
+        self._check(images, state)
+        return self._finite(EMBEDDING, self._run_encoder(images, state))[0]
+
+    def draw(self, embedding: np.ndarray, k: int, rng: np.random.Generator) -> np.ndarray:
+        """``k`` chunks [K, H, D] float32 (rad, m) for an embedding [E], in one batched call.
+
+        Noise is taken from ``rng`` chunk by chunk: two calls draw the chunks that one call for both would have drawn.
+
+        Raises:
+            Rejected: an output is not finite.
+            VigilError: ONNX Runtime failed.
         """
         spec = self.bundle.spec
-        self._check(images, state)
         noise = rng.standard_normal((k, spec.horizon, len(spec.action)), dtype=np.float32)
-        started = time.perf_counter()
-        embedding, samples = self.run(images, state, noise)
-        seconds = time.perf_counter() - started
-        for name, values in ((EMBEDDING, embedding), (CHUNKS_OUTPUT, samples)):
-            if not np.isfinite(values).all():
-                bad = int(values.size - np.isfinite(values).sum())
-                raise Rejected(
-                    f"bundle {self.bundle.name} put out {bad} values of {values.size} in {name} that are not finite: "
-                    "the chunk is discarded"
-                )
-        return Inference(embedding, samples, seconds)
+        return self._finite(CHUNKS_OUTPUT, self._run_loop(noise, embedding[None]))
 
     def run(
         self, images: Mapping[str, np.ndarray], state: np.ndarray, noise: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """The bare graphs: (embedding [E], chunks [K, H, D]) of given noise [K, H, D].
 
-        Inputs are not checked.
+        Neither inputs nor outputs are checked.
 
         Raises:
             VigilError: ONNX Runtime failed.
         """
+        embedding = self._run_encoder(images, state)
+        return embedding[0], self._run_loop(noise, embedding)
+
+    def _run_encoder(self, images: Mapping[str, np.ndarray], state: np.ndarray) -> np.ndarray:
         feed = {image_input(name): images[name][None] for name in self.bundle.spec.cameras}
         feed[STATE_INPUT] = state[None].astype(np.float32, copy=False)
+        return self._run(self._encoder, EMBEDDING, feed)
+
+    def _run_loop(self, noise: np.ndarray, embedding: np.ndarray) -> np.ndarray:
+        return self._run(self._loop, CHUNKS_OUTPUT, {NOISE_INPUT: noise, EMBEDDING: embedding})
+
+    def _run(self, session: ort.InferenceSession, output: str, feed: dict[str, np.ndarray]) -> np.ndarray:
         try:
-            (embedding,) = self._encoder.run([EMBEDDING], feed)
-            (chunks,) = self._loop.run([CHUNKS_OUTPUT], {NOISE_INPUT: noise, EMBEDDING: embedding})
+            return session.run([output], feed)[0]
         except Exception as error:  # ONNX Runtime has no common base class for its errors
             reason = str(error).strip().splitlines()[0][:300]
             raise VigilError(f"ONNX Runtime failed on bundle {self.bundle.path}: {reason}") from None
-        return embedding[0], chunks
+
+    def _finite(self, name: str, values: np.ndarray) -> np.ndarray:
+        if not np.isfinite(values).all():
+            bad = int(values.size - np.isfinite(values).sum())
+            raise Rejected(
+                f"bundle {self.bundle.name} put out {bad} values of {values.size} in {name} that are not finite: "
+                "the chunk is discarded"
+            )
+        return values
 
     def _check(self, images: Mapping[str, np.ndarray], state: np.ndarray) -> None:
         spec = self.bundle.spec

@@ -52,6 +52,12 @@ def evaluate(
     speed: Annotated[
         str, typer.Option(help="max: lock step, as fast as the machine allows; real: real time")
     ] = "max",
+    latency: Annotated[
+        float,
+        typer.Option(
+            min=0.0, max=0.5, help="lock step: chunks reach the arm so long after their observation [s]"
+        ),
+    ] = 0.0,
     out: Annotated[Path | None, typer.Option(help="folder; an unfinished run in it goes on")] = None,
     hold: Annotated[bool, typer.Option("--hold", help="an alarm holds the arm and ends the episode")] = False,
     uncalibrated: Annotated[
@@ -63,6 +69,8 @@ def evaluate(
 ) -> None:
     """Closed-loop episodes: roll-outs on disk, success and alarm rates with intervals in summary.json."""
     check_speed(speed)
+    if latency and speed == "real":
+        raise VigilError("--latency is for lock step: in real time chunks take what they take; leave it out")
     config = load_rig(rig)
     kinds = {
         name: "benign" if kind.benign else "failing" for name, kind in REGISTRY.items() if name != "none"
@@ -70,6 +78,7 @@ def evaluate(
     wanted = Evaluation(
         planned=tuple(plan(episodes, seed, perturb, kinds)),
         settings={"rig": config.name, "seed": seed, "perturb": perturb, "speed": speed, "hold": hold}
+        | ({"latency": latency} if latency else {})
         | {"uncalibrated": uncalibrated, "images": images, "episodes": episodes},
         out=(out or resolve("out") / f"evaluate-{time.strftime('%Y%m%d-%H%M%S')}").resolve(),
     )
@@ -122,6 +131,7 @@ def _run(
         wanted.out,
         record={"directory": str(recordings), "images": "jpeg" if settings["images"] else "none"},
         **({} if settings["hold"] else {"monitor": {"hold_on": []}}),
+        **({"sim": {"latency": settings["latency"]}} if settings.get("latency") else {}),
     )
     calibration = camera_calibration_hash(rig, bundle.spec.cameras)
     parameters: Parameters = {"monitor": {"uncalibrated": True}} if settings["uncalibrated"] else {}
