@@ -53,7 +53,7 @@ def main() -> int:
     envelope.anchor(home)
 
     def limited(i: int) -> None:
-        envelope.track(target(i), still)
+        envelope.track(target(i), still, 0.05)
 
     controller = ArmController(rig, lockstep=False)
     outlets = adapters(rig.arm)

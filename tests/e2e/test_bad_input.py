@@ -122,6 +122,7 @@ def test_no_free_port_is_one_error(tmp_path):
         (("evaluate", "franka_sim", "--perturb", "earthquake"), "object_moved"),
         (("evaluate", "franka_sim", "--speed", "warp"), "real"),
         (("collect", "franka_sim", "--speed", "warp"), "real"),
+        (("evaluate", "franka_sim", "--speed", "real", "--latency", "0.1"), "lock step"),
     ],
 )
 def test_options_that_do_not_exist_name_those_that_do(arguments, named):

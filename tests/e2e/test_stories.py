@@ -8,7 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from vigil.record.reader import EpisodeReader
 
 VIGIL = Path(sys.executable).with_name("vigil")
 ASKED = {"name", "perturbation", "outcome", "alarms", "first_alarm_s", "alarm_to_hold_ms"}
@@ -65,3 +68,34 @@ def test_evaluation_writes_roll_outs_and_resumes(tmp_path):
     assert [json.loads(line)["seed"] for line in lines] == [40, 41]
     for folder in sorted((tmp_path / "run").glob("episode_*")):
         assert {p.name for p in folder.iterdir()} >= {"episode.mcap", "rollout.npz", "episode.json"}
+
+
+def test_chunks_can_be_held_back_in_lock_step(tmp_path):
+    command = [
+        VIGIL,
+        "evaluate",
+        "franka_sim",
+        "--episodes",
+        "1",
+        "--seed",
+        "40",
+        "--latency",
+        "0.1",
+        "--no-images",
+    ]
+    done = subprocess.run(
+        [*command, "--out", tmp_path], capture_output=True, text=True, timeout=200, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    recording = EpisodeReader(tmp_path / "episode_0000" / "episode.mcap")
+    state = recording.columns("arm/state", ["header.stamp", "authority_name", "commanded"])
+    in_control = np.flatnonzero(np.asarray(state["authority_name"]) == "POLICY")
+    began = state["header.stamp"][in_control[0]]
+    observed = next(
+        stamp
+        for stamp in recording.columns("policy/chunk", ["header.stamp"])["header.stamp"]
+        if stamp > began
+    )
+    moved = np.abs(state["commanded"] - state["commanded"][in_control[0]]).max(axis=1) > 0
+    first = state["header.stamp"][np.flatnonzero(moved & (state["header.stamp"] > began))[0]]
+    assert 0.1 <= (first - observed) / 1e9 <= 0.13

@@ -27,10 +27,10 @@ NAMESPACE = "camera_test"
 
 
 class Physics:
-    """Publishes sim/state at 100 Hz in real time."""
+    """Publishes sim/frame at 100 Hz in real time."""
 
     def __init__(self, node) -> None:
-        self.publisher = node.create_publisher(SimState, "sim/state", SENSOR)
+        self.publisher = node.create_publisher(SimState, "sim/frame", SENSOR)
         self.qpos = scene.build_model().qpos0.copy()
         self.appearance: list[str] = []
         self.stamps: list[int] = []

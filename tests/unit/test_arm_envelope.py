@@ -10,6 +10,7 @@ from vigil.arm.envelope import Envelope
 from vigil.rig import JointLimits, load_rig
 
 PERIOD = 0.01
+AHEAD = 0.05
 EPS = 1e-9
 
 
@@ -39,7 +40,7 @@ def run(envelope, targets):
     positions = [envelope.setpoint.position]
     for position, velocity in targets:
         try:
-            positions.append(envelope.track(position, velocity).position)
+            positions.append(envelope.track(position, velocity, AHEAD).position)
         except Refused:
             positions.append(envelope.brake().position)
     return positions
@@ -104,7 +105,7 @@ def test_follows_a_smooth_target_closely_and_quietly(envelope, columns):
         return start + 0.3 * span * (1 - np.cos(rate * t)), 0.3 * span * rate * np.sin(rate * t)
 
     span = np.where(np.arange(len(columns)) < 7, 1.0, 0.02)
-    positions = np.array([envelope.track(*target(t + envelope.lookahead)).position for t in times])
+    positions = np.array([envelope.track(*target(t + AHEAD), AHEAD).position for t in times])
     wanted = np.array([target(t + PERIOD)[0] for t in times])
     settled = slice(50, None)
     assert np.abs(positions - wanted)[settled].max() < 2e-3
@@ -116,7 +117,7 @@ def test_a_stop_decelerates_inside_the_limits(envelope, columns):
     positions = [envelope.setpoint.position]
     fast = columns.upper, columns.velocity
     for _ in range(35):
-        positions.append(envelope.track(*fast).position)
+        positions.append(envelope.track(*fast, AHEAD).position)
     assert not envelope.at_rest
     promised = envelope.rest_position
     times, plan, speeds = envelope.stop_plan(6)
@@ -149,7 +150,7 @@ def test_starts_outside_the_limits_without_raising(envelope, columns, column):
 
 def test_anchoring_in_motion_keeps_the_motion(envelope, columns):
     for _ in range(20):
-        before = envelope.track(columns.upper, 0.5 * columns.velocity)
+        before = envelope.track(columns.upper, 0.5 * columns.velocity, AHEAD)
     envelope.anchor(before.position, before.velocity, before.acceleration)
     positions = [before.position - PERIOD * before.velocity, before.position]
     positions.append(envelope.brake().position)
@@ -162,9 +163,9 @@ def test_anchoring_in_motion_keeps_the_motion(envelope, columns):
 def test_refuses_what_is_not_a_target(envelope, bad):
     before = envelope.setpoint
     with pytest.raises(Refused, match=r"finite|shape"):
-        envelope.track(bad, np.zeros(8))
+        envelope.track(bad, np.zeros(8), AHEAD)
     with pytest.raises(Refused, match=r"finite|shape"):
-        envelope.track(np.zeros(8), bad)
+        envelope.track(np.zeros(8), bad, AHEAD)
     with pytest.raises(Refused, match=r"finite|shape"):
         envelope.anchor(bad)
     assert np.array_equal(envelope.setpoint.position, before.position)

@@ -106,8 +106,15 @@ def test_seams_have_no_jump_in_position_or_velocity(tracker, columns, home, inte
         speed.append(velocity)
     path, speed = np.array(path), np.array(speed)
     assert np.abs(np.diff(path, axis=0)).max() < 0.015
-    assert path[1:-1] == pytest.approx(path[:-2] + 1e-3 * speed[1:-1], abs=2e-3)
     assert np.abs(np.diff(speed, axis=0)).max() < 1.0
+
+
+def test_a_fade_between_chunks_that_lie_apart_adds_no_velocity_of_its_own(tracker, columns, home):
+    apart = 0.2 * (np.arange(8) < 7)
+    for offset, stamp in ((0.0, START + 1), (apart, START + SECOND // 2)):
+        tracker.accept(make(columns, ramp(home + offset), stamp), stamp, stamp)
+        for now in range(stamp, stamp + SECOND // 5, SECOND // 1000):
+            assert np.abs(tracker.target(now)[1][:7]).max() <= 0.02 / STEP_DT + 1e-9
 
 
 def test_the_first_chunk_is_faded_in_from_the_arms_own_pose(tracker, columns, home):

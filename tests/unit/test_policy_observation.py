@@ -112,6 +112,17 @@ def test_cameras_that_expose_together_are_paired_in_any_order_of_arrival(order):
     assert observation is not None and observation.images["wrist"][0, 0, 0] == 2
 
 
+def test_frames_that_were_faster_than_their_joint_state_await_it():
+    inputs, names = buffer(), ["j1", "j2", "gripper"]
+    inputs.add_joints(90 * MS, names, [0.0, 0.0, 0.0])
+    for camera in ("wrist", "scene"):
+        assert not inputs.awaits_joints
+        inputs.add_frame(camera, 100 * MS, FRAME)
+    assert inputs.awaits_joints and inputs.newest() is None
+    inputs.add_joints(100 * MS, names, [0.0, 0.0, 0.0])
+    assert not inputs.awaits_joints and inputs.newest().stamp == 100 * MS
+
+
 def test_inputs_too_far_apart_make_no_set():
     inputs = buffer(max_skew=0.02)
     inputs.add_frame("wrist", 100 * MS, FRAME)

@@ -28,6 +28,11 @@ CLOSE = 0.008
 BEGIN_TIME = SECOND * 3 // 2
 """[ns] Time that policy and monitor have for their first output after they were given control. The arm stands still."""
 PLAN_POINTS = 8
+CHUNK_LOOKAHEAD = 0.1
+"""[s] The arm is steered to where the chunk will be then: two of its steps. With less it swings past where one chunk gives
+way to another that lies apart; with more it cuts corners."""
+OPERATOR_LOOKAHEAD = 0.05
+"""[s] The same for the operator, whose motion beyond the newest command is a guess."""
 
 
 @dataclass(frozen=True)
@@ -64,9 +69,8 @@ class ArmController:
         self.feedback = Feedback(self.columns)
         self.envelope = Envelope(self.columns, self.period)
         self.inputs = Inputs(rig, lockstep)
-        self._lookahead = int(self.envelope.lookahead * SECOND)
         self._tracker = ChunkTracker(self.columns, rig.policy.period)
-        self._clutch = Clutch(self.columns, self.envelope.lookahead)
+        self._clutch = Clutch(self.columns, OPERATOR_LOOKAHEAD)
         self._operator_limit = int(rig.watchdogs.operator * SECOND)
         self.counts: Counter[str] = Counter()
         self.last_refusal = ""
@@ -106,7 +110,7 @@ class ArmController:
         in_control = self.authority is Authority.POLICY
         try:
             if in_control:
-                self._tracker.accept(chunk, now, now + self._lookahead)
+                self._tracker.accept(chunk, now, now + int(CHUNK_LOOKAHEAD * SECOND))
             else:
                 self._tracker.check(chunk, now)
         except Late as error:
@@ -246,9 +250,13 @@ class ArmController:
             return False
         if self.authority in (Authority.POLICY, Authority.OPERATOR) and not waiting:
             self._commanding = True
-            source = self._tracker if self.authority is Authority.POLICY else self._clutch
+            source, ahead = (
+                (self._tracker, CHUNK_LOOKAHEAD)
+                if self.authority is Authority.POLICY
+                else (self._clutch, OPERATOR_LOOKAHEAD)
+            )
             try:
-                self.envelope.track(*source.target(now + self._lookahead))
+                self.envelope.track(*source.target(now + int(ahead * SECOND)), ahead)
             except Refused as error:
                 self._fire(Event.ENVELOPE, now, now, str(error))
                 self.envelope.brake()

@@ -66,7 +66,9 @@ class Steps:
 class CrossFade:
     """Several curves in order of arrival, each faded in over the ones before it.
 
-    The weight is the smooth step 3 s^2 - 2 s^3, so position and velocity are continuous at both ends of a fade.
+    The weight is the smooth step 3 s^2 - 2 s^3, so position and velocity are continuous at both ends of a fade. The
+    velocity is that of the curves, weighted in the same way, without what the fade itself adds between curves that lie
+    apart: that lasts a moment, and an arm which meets it swings past the new curve.
     """
 
     _DEPTH = 16
@@ -95,8 +97,8 @@ class CrossFade:
             if s <= 0.0:
                 continue
             s = min(s, 1.0)
-            weight, rate = s * s * (3 - 2 * s), 6 * s * (1 - s) * (SECOND / duration)
+            weight = s * s * (3 - 2 * s)
             other, other_velocity = curve.at(instant)
-            velocity = velocity + weight * (other_velocity - velocity) + rate * (other - position)
+            velocity = velocity + weight * (other_velocity - velocity)
             position = position + weight * (other - position)
         return position, velocity

@@ -19,8 +19,6 @@ from vigil.rig import JointLimits
 
 HEADROOM = 0.999
 """Share of velocity, acceleration and jerk that is used: rounding must not cross a limit."""
-LOOKAHEAD_PERIODS = 5
-"""Targets are met this many periods ahead: chasing the next period's target in minimal time makes the joint buzz."""
 SHORTEST_PLAN = 0.1
 """[s] A plan reaches at least this far: a controller refuses one that lies in the past when it arrives."""
 
@@ -49,7 +47,6 @@ class _Column:
         self._stop, self._next_stop = Trajectory(1), Trajectory(1)
         self._origin, self._elapsed = 0.0, 0.0
         self._to_target = self._parameters(limits)
-        self._to_target.minimum_duration = LOOKAHEAD_PERIODS * period
         self._to_rest = self._parameters(limits)
         self._to_rest.control_interface = ControlInterface.Velocity
         self._to_rest.target_velocity = [0.0]
@@ -81,11 +78,12 @@ class _Column:
             self._can_stop(position, velocity, acceleration)
         self._take(position, velocity, acceleration)
 
-    def track(self, position: float, velocity: float) -> None:
-        """Advance one period towards a target that is due `LOOKAHEAD_PERIODS` from now."""
+    def track(self, position: float, velocity: float, ahead: float) -> None:
+        """Advance one period towards a target that is due ``ahead`` seconds from now."""
         limits, to_target = self._limits, self._to_target
         inside = self._clamped(position)
         speed = HEADROOM * limits.velocity
+        to_target.minimum_duration = ahead
         to_target.target_position = [inside]
         to_target.target_velocity = [min(max(velocity, -speed), speed) if inside == position else 0.0]
         to_target.current_position = [self.position]
@@ -161,11 +159,6 @@ class Envelope:
         self._columns = [_Column(limits, period) for limits in columns.limits]
 
     @property
-    def lookahead(self) -> float:
-        """How far ahead of the current setpoint the targets given to `track` are due [s]."""
-        return LOOKAHEAD_PERIODS * self.period
-
-    @property
     def setpoint(self) -> Setpoint:
         """The newest setpoint."""
         states = np.array([(c.position, c.velocity, c.acceleration) for c in self._columns])
@@ -198,10 +191,11 @@ class Envelope:
         for column, p, v, a in zip(self._columns, *(s.tolist() for s in states), strict=True):
             column.anchor(p, v, a)
 
-    def track(self, position: np.ndarray, velocity: np.ndarray) -> Setpoint:
-        """Advance one period towards a target [N] that is due `lookahead` after the current setpoint.
+    def track(self, position: np.ndarray, velocity: np.ndarray, ahead: float) -> Setpoint:
+        """Advance one period towards a target [N] that is due ``ahead`` seconds after the current setpoint.
 
-        The target may lie anywhere; the setpoint stays inside the limits.
+        The target may lie anywhere; the setpoint stays inside the limits. Some periods of ``ahead`` make the motion calm:
+        the next period's target, chased in minimal time, makes a joint buzz.
 
         Raises:
             Refused: not finite or not [N]; the setpoint is unchanged.
@@ -209,7 +203,7 @@ class Envelope:
         position = self._checked(position, "target position")
         velocity = self._checked(velocity, "target velocity")
         for column, p, v in zip(self._columns, position.tolist(), velocity.tolist(), strict=True):
-            column.track(p, v)
+            column.track(p, v, ahead)
         return self.setpoint
 
     def brake(self) -> Setpoint:

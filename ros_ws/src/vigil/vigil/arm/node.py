@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import time
 from array import array
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 import numpy as np
 from rclpy.clock import Clock, ClockType
 from rclpy.event_handler import QoSLivelinessChangedInfo, SubscriptionEventCallbacks
+from rclpy.executors import ExternalShutdownException, ShutdownException, SingleThreadedExecutor
+from rclpy.node import Node
 from sensor_msgs.msg import CameraInfo, JointState
 from std_msgs.msg import Empty, Float64MultiArray
 from std_srvs.srv import Trigger
@@ -57,6 +61,7 @@ class ArmNode(VigilNode):
     def __init__(self) -> None:
         super().__init__("arm")
         self._controller: ArmController | None = None
+        self._stack: StackWatch | None = None
 
     # Life cycle -----------------------------------------------------------------------------------------------
 
@@ -98,10 +103,9 @@ class ArmNode(VigilNode):
                 NEWEST,
                 raw=True,
             )
-        qos = heartbeat(self.rig.watchdogs.node)
-        for name in (spec.name for spec in node_specs(self.rig) if spec.name != self.get_name()):
-            events = SubscriptionEventCallbacks(liveliness=partial(self._on_liveliness, name))
-            self.listen(Empty, f"heartbeat/{name}", lambda message: None, qos, event_callbacks=events)
+        names = [spec.name for spec in node_specs(self.rig) if spec.name != self.get_name()]
+        self._stack_changed = self.create_guard_condition(self._on_stack_changed)
+        self._stack = StackWatch(self, names, self.rig.watchdogs.node, self._stack_changed.trigger)
 
     def start(self) -> None:
         self._loop.restart()
@@ -119,6 +123,10 @@ class ArmNode(VigilNode):
         self._publish_state(self._instant())
 
     def teardown(self) -> None:
+        if self._stack is not None:
+            self._stack.close()
+            self.destroy_guard_condition(self._stack_changed)
+            self._stack = None
         self._controller = None
 
     # Inputs ---------------------------------------------------------------------------------------------------
@@ -192,13 +200,13 @@ class ArmNode(VigilNode):
         if self.active:
             self._controller.on_camera(name, self.now())
 
-    def _on_liveliness(self, name: str, info: QoSLivelinessChangedInfo) -> None:
-        """A process of the stack came or went; kept before activation too, as it is told only once."""
-        alive = info.alive_count > 0
+    def _on_stack_changed(self) -> None:
+        """Processes of the stack came or went; taken before activation too, as each is told only once."""
         now = self.now()
-        changed = self._controller.on_node(name, alive, not alive and info.not_alive_count == 0, now)
-        if self.active:
-            self._react(changed, now)
+        while self._stack.changes:
+            changed = self._controller.on_node(*self._stack.changes.popleft(), now)
+            if self.active:
+                self._react(changed, now)
 
     def _on_request(self, name: str, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         now = self._instant()
@@ -292,6 +300,59 @@ class ArmNode(VigilNode):
             controller.last_refusal or "ok",
             {f"refused_{kind}": count for kind, count in refused.items()},
         )
+
+
+class StackWatch:
+    """Watches the liveliness of the stack's processes in a node and a thread of its own.
+
+    Its many entities seldom have anything to say; in the arm's own node they would be waited on anew with every control
+    tick, at a third of its cost.
+
+    Attributes:
+        changes: (name, whether it lives, whether it left in order), oldest first; whoever takes them pops them.
+    """
+
+    def __init__(
+        self, arm: ArmNode, names: Sequence[str], lease: float, on_change: Callable[[], None]
+    ) -> None:
+        """``on_change`` is called in the watching thread after `changes` grew; ``lease`` [s]: silence that is death."""
+        self.changes: deque[tuple[str, bool, bool]] = deque()
+        self._on_change = on_change
+        self._node = Node(
+            f"{arm.get_name()}_watch",
+            namespace=arm.get_namespace(),
+            use_global_arguments=False,
+            start_parameter_services=False,
+            enable_rosout=False,
+        )
+        for name in names:
+            self._node.create_subscription(
+                Empty,
+                f"heartbeat/{name}",
+                lambda message: None,
+                heartbeat(lease),
+                event_callbacks=SubscriptionEventCallbacks(liveliness=partial(self._on_liveliness, name)),
+            )
+        self._executor = SingleThreadedExecutor()
+        self._executor.add_node(self._node)
+        self._thread = threading.Thread(target=self._watch, name="stack watch", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Unsubscribe and end the thread."""
+        self._executor.shutdown()
+        self._thread.join()
+        self._node.destroy_node()
+
+    def _watch(self) -> None:
+        ask_for_priority()  # a thread does not have its process's
+        with contextlib.suppress(ExternalShutdownException, ShutdownException):
+            self._executor.spin()
+
+    def _on_liveliness(self, name: str, info: QoSLivelinessChangedInfo) -> None:
+        alive = info.alive_count > 0
+        self.changes.append((name, alive, not alive and info.not_alive_count == 0))
+        self._on_change()
 
 
 def main() -> None:

@@ -43,7 +43,7 @@ class ChunkTracker:
         start: cross-fade from the measured pose to the first chunk [s].
     """
 
-    def __init__(self, columns: Columns, period: float, seam: float = 0.1, start: float = 0.3) -> None:
+    def __init__(self, columns: Columns, period: float, seam: float = 0.05, start: float = 0.3) -> None:
         self._columns = columns
         self._period = period
         self._seam, self._start = int(seam * SECOND), int(start * SECOND)

@@ -73,7 +73,7 @@ class CameraNode(VigilNode):
         self._capture = Capture(self._driver, self._on_frame, lambda event: self.get_logger().warning(event))
         self._capture.open()
         if isinstance(self._driver, SimulatedDriver):
-            self.listen(SimState, "sim/state", self._on_sim_state, SENSOR)
+            self.listen(SimState, "sim/frame", self._on_sim_frame, SENSOR)
         self._compare_intrinsics()
 
     def start(self) -> None:
@@ -151,7 +151,7 @@ class CameraNode(VigilNode):
 
     # Frames ---------------------------------------------------------------------------------------------------
 
-    def _on_sim_state(self, message: SimState) -> None:
+    def _on_sim_frame(self, message: SimState) -> None:
         if self.active:
             qpos = np.frombuffer(message.qpos, np.float64)
             self._driver.offer(nanoseconds(message.header.stamp), qpos, message.appearance)

@@ -17,6 +17,7 @@ from functools import partial
 import cv2
 import numpy as np
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
+from rclpy.clock import Clock, ClockType
 from rclpy.task import Future
 from sensor_msgs.msg import Image, JointState
 from vigil_msgs.msg import ActionChunk, ControlState, PolicyEvidence
@@ -32,6 +33,7 @@ from vigil.node import (
     SENSOR,
     WARN,
     Health,
+    Inbox,
     VigilNode,
     nanoseconds,
     spin_node,
@@ -56,6 +58,7 @@ class Job:
     complete_at: float  # [s] monotonic: when the set was complete
 
 
+JOINTS_LATE = 0.003  # [s] after which a joint state that images were faster than is looked for again
 LATEST = 0.5  # share of a chunk's horizon that may be over when it is published
 
 
@@ -67,6 +70,10 @@ class PolicyNode(VigilNode):
         self._runtime: PolicyRuntime | None = None
         self._buffer: ObservationBuffer | None = None
         self._inputs: list = []
+        self._joints = Inbox(self)
+        self._look_again = self.create_timer(
+            JOINTS_LATE, self._on_look_again, clock=Clock(clock_type=ClockType.STEADY_TIME), autostart=False
+        )
         self._worker: threading.Thread | None = None
         self._wake = threading.Condition()  # guards what follows
         self._job: Job | None = None
@@ -150,12 +157,16 @@ class PolicyNode(VigilNode):
             topic = f"{name}/color/image_raw"
             self._inputs.append(self.create_subscription(Image, topic, partial(self._on_image, name), SENSOR))
         topic = f"{self.rig.arm.name}/joint_states"
-        self._inputs.append(self.create_subscription(JointState, topic, self._on_joints, SENSOR))
+        if self.lockstep:
+            self._inputs.append(self.create_subscription(JointState, topic, self._on_joints, SENSOR))
+        else:  # read with the images: at their rate and not at its own
+            self._joints.listen(JointState, topic, self._on_joints, SENSOR)
 
     def _disconnect_inputs(self) -> None:
         for subscription in self._inputs:
             self.destroy_subscription(subscription)
         self._inputs = []
+        self._joints.close()
 
     # Inputs ---------------------------------------------------------------------------------------------------
 
@@ -163,6 +174,7 @@ class PolicyNode(VigilNode):
         if not self.active:
             return
         self.inbox.fetch()
+        self._joints.fetch()
         stamp = nanoseconds(message.header.stamp)
         self._ages[camera].add((self.now() - stamp) / 1e9)
         try:
@@ -170,6 +182,8 @@ class PolicyNode(VigilNode):
             with self._wake:
                 self._buffer.add_frame(camera, stamp, rgb)
                 self._queue_if_due()
+                if self._buffer.awaits_joints:
+                    self._look_again.reset()
         except Rejected as error:
             self._refuse(f"image {camera}", str(error))
 
@@ -179,9 +193,17 @@ class PolicyNode(VigilNode):
         try:
             with self._wake:
                 self._buffer.add_joints(nanoseconds(message.header.stamp), message.name, message.position)
-                self._queue_if_due()
+                if self.lockstep:
+                    self._queue_if_due()
         except Rejected as error:
             self._refuse("joint state", str(error))
+
+    def _on_look_again(self) -> None:
+        """Once after a set of images that was faster than the joint state of its instant."""
+        self._look_again.cancel()
+        self._joints.fetch()
+        with self._wake:
+            self._queue_if_due()
 
     def _on_control_state(self, message: ControlState) -> None:
         with self._wake:

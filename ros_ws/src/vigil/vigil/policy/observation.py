@@ -157,6 +157,13 @@ class ObservationBuffer:
             state=state,
         )
 
+    @property
+    def awaits_joints(self) -> bool:
+        """Every camera has delivered, and the joint state of that instant is still on its way."""
+        if not all(self._frames.values()):
+            return False
+        return not self._joints or self._joints[-1][0] < self._reference()
+
     def missing(self) -> str:
         """What keeps the set from being complete, in words; empty if it is."""
         chosen = self._choose()

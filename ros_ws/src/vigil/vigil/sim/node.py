@@ -4,11 +4,13 @@
     <arm>/<controller>/joint_trajectory             joint trajectory controller
     <arm>/<controller>/commands                     forward position controller; gripper controller
     sim/state, sim/task                             the whole state (100 Hz), the task's ground truth (20 Hz)
+    sim/frame                                       those of the states that cameras draw, at their rate
     sim/reset                                       new scene
     /clock                                          in lock step only
 
-Real time: paced by the wall clock; sim/state comes one control period before its stamp, for cameras to draw. Lock step (parameters ``lockstep`` and ``use_sim_time``): time goes on as soon as
-every one of ``participants`` (of arm, policy, teleop) has reported on the present instant.
+Real time: paced by the wall clock; sim/state and sim/frame come one control period before their stamp, for cameras to
+draw. Lock step (parameters ``lockstep`` and ``use_sim_time``): time goes on as soon as every one of ``participants`` (of
+arm, policy, teleop) has reported on the present instant.
 """
 
 from __future__ import annotations
@@ -90,6 +92,10 @@ class SimNode(VigilNode):
         arm = rig.arm
         self._joints_topic = self.advertise(JointState, f"{arm.name}/joint_states", SENSOR)
         self._state_topic = self.advertise(SimState, "sim/state", SENSOR)
+        self._frame_topic = self.advertise(SimState, "sim/frame", SENSOR)
+        # In lock step cameras draw what the policy looks at, and no more (see bringup).
+        seconds = [rig.policy.period] if self.lockstep else [1.0 / camera.rate for camera in rig.cameras]
+        self._frame_periods = {round(period * NS) for period in seconds}
         self._task_topic = self.advertise(TaskState, "sim/task", EVENTS)
         trajectory, forward = self._controller_names(rig)
         listen = self.inbox.listen  # commands are read when the controllers are updated
@@ -282,6 +288,8 @@ class SimNode(VigilNode):
         state.qpos, state.qvel = _doubles(simulation.qpos), _doubles(simulation.qvel)
         state.appearance = encode(simulation.appearance)
         self._state_topic.publish(state)
+        if any(self._now // period != (self._now - PERIOD) // period for period in self._frame_periods):
+            self._frame_topic.publish(state)
 
     def _announce_measured(self) -> None:
         simulation, joints, stamp = self._simulation, self._joints, to_stamp(self._now)
