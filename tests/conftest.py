@@ -23,7 +23,7 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["ROS_DOMAIN_ID"] = str(domain.number)
     os.environ.update(dds_environment({}, local=True))
     os.environ[MARK] = f"{os.getpid()}"
-    for name, value in {"MUJOCO_GL": "egl", "OMP_NUM_THREADS": "1", "LP_NUM_THREADS": "1"}.items():
+    for name, value in {"MUJOCO_GL": "egl", "OMP_NUM_THREADS": "1", "LP_NUM_THREADS": "0"}.items():
         os.environ.setdefault(name, value)
 
 

@@ -150,7 +150,7 @@ def environment(rig: RigConfig, inherited: Mapping[str, str]) -> dict[str, str]:
         "MUJOCO_GL": "egl",  # no screen needed
         # The small matrices here gain nothing from threads, and pools of them starve the control loop.
         "OMP_NUM_THREADS": "1",
-        "LP_NUM_THREADS": "1",
+        "LP_NUM_THREADS": "0",  # software rendering draws in the thread that asks for it
         # Keeps the memory of images in the process: handed back after each one, its pages are faulted in anew for the
         # next, which made reading a 640x480 message cost 0.9 ms instead of 0.2.
         "MALLOC_MMAP_THRESHOLD_": str(64 << 20),

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 # Read by the GL libraries at their first use; whoever set them already knows better.
 os.environ.setdefault("MUJOCO_GL", "egl")
-os.environ.setdefault("LP_NUM_THREADS", "1")
+os.environ.setdefault("LP_NUM_THREADS", "0")  # draw in the calling thread
 
 import mujoco
 import numpy as np
