@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import gc
 import os
+from pathlib import Path
 
 PRIORITY = 10
 """SCHED_FIFO priority: above every ordinary process, below the kernel's own threads."""
+
+NICER = 10
+AUTOGROUP = Path("/proc/self/autogroup")
 
 
 def ask_for_priority() -> str:
@@ -27,14 +31,22 @@ def settle_memory() -> None:
 
 
 def step_forward() -> bool:
-    """Let the calling thread run before ordinary ones, if allowed: work that others wait for. False if it is not allowed."""
+    """Let the calling thread run before ordinary ones, if allowed: work that others wait for. False if it is not allowed.
+
+    Where the kernel groups processes by session (autogroup, the default of most desktops) a thread's niceness counts inside
+    its session only; so the session, which is the process's own if a supervisor started it, steps forward too.
+    """
     try:
-        os.setpriority(os.PRIO_PROCESS, 0, -10)
+        os.setpriority(os.PRIO_PROCESS, 0, -NICER)
+        if os.getsid(0) == os.getpid():
+            AUTOGROUP.write_text(str(-NICER))
     except PermissionError:
         return False
+    except OSError:  # a kernel without groups
+        return True
     return True
 
 
 def stand_back() -> None:
     """Let the calling thread, and those it starts, run after ordinary ones: work that nobody waits for."""
-    os.setpriority(os.PRIO_PROCESS, 0, max(os.getpriority(os.PRIO_PROCESS, 0), 10))
+    os.setpriority(os.PRIO_PROCESS, 0, max(os.getpriority(os.PRIO_PROCESS, 0), NICER))

@@ -8,6 +8,7 @@ from concurrent.futures import Future
 
 from vigil.camera.driver import CameraDriver, DeviceLost, Frame
 from vigil.errors import VigilError
+from vigil.scheduling import step_forward
 
 READ_TIMEOUT = 0.2  # [s] how soon a stop is noticed when no frame comes
 FIRST_DELAY, LONGEST_DELAY = 0.5, 10.0  # [s] back-off between attempts to reconnect
@@ -59,6 +60,7 @@ class Capture:
             self._thread.join()
 
     def _run(self) -> None:
+        step_forward()  # the policy waits for frames
         try:
             try:
                 self._driver.open()

@@ -44,7 +44,7 @@ from vigil.node import (
     to_stamp,
 )
 from vigil.rig import RigConfig
-from vigil.scheduling import settle_memory
+from vigil.scheduling import settle_memory, step_forward
 from vigil.sim import scene
 from vigil.sim.appearance import encode
 from vigil.sim.controllers import NS, Point
@@ -156,6 +156,8 @@ class SimNode(VigilNode):
 
     def start(self) -> None:
         settle_memory()
+        if not self.lockstep:
+            step_forward()  # hardware does not wait for software
         self._began, self._steps = time.monotonic(), 0
         if not self.lockstep:
             self._now = self.now()
