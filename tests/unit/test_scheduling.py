@@ -1,0 +1,43 @@
+"""Priorities, in processes of their own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+AUTOGROUP = Path("/proc/self/autogroup")
+
+
+def in_a_process(code: str, *, session: bool) -> str:
+    command = [
+        sys.executable,
+        "-c",
+        f"import os\nfrom pathlib import Path\nfrom vigil.scheduling import *\n{code}",
+    ]
+    done = subprocess.run(command, start_new_session=session, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def test_who_stands_back_runs_after_others():
+    told = in_a_process("stand_back(); print(os.getpriority(os.PRIO_PROCESS, 0))", session=False)
+    assert int(told) >= 10
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="to step forward takes rights that only root has here")
+@pytest.mark.parametrize("session", [True, False])
+def test_who_steps_forward_takes_along_the_session_that_is_its_own(session):
+    code = f"print(step_forward()); print(os.getpriority(os.PRIO_PROCESS, 0)); print(Path('{AUTOGROUP}').read_text())"
+    granted, niceness, *group = in_a_process(code, session=session).split("\n")
+    assert granted == "True" and int(niceness) == -10
+    if AUTOGROUP.exists():
+        assert group[0].endswith("nice -10") == session
+
+
+def test_who_may_not_step_forward_is_told():
+    code = """
+if os.geteuid() == 0:
+    os.setuid(65534)
+print(step_forward())"""
+    assert in_a_process(code, session=True) == "False"
