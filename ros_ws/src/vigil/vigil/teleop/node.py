@@ -35,6 +35,7 @@ from vigil.node import (
     spin_node,
     to_stamp,
 )
+from vigil.scheduling import step_forward
 from vigil.teleop.device import Device, DeviceOptions, Reading, Surroundings, World
 from vigil.teleop.devices.factory import make_device
 
@@ -88,6 +89,7 @@ class TeleopNode(VigilNode):
     def start(self) -> None:
         self._last_tick = 0
         if not self.lockstep:
+            step_forward()  # a hand on the deadman switch waits for nobody
             clock = Clock(clock_type=ClockType.STEADY_TIME)
             self._beat = self.create_timer(self._period / 1e9, lambda: self._tick(self.now()), clock=clock)
 
