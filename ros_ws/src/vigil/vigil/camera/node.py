@@ -39,6 +39,7 @@ from vigil.rig import CameraConfig
 from vigil.scheduling import stand_back
 
 LONGEST_LEAD = 0.05  # [s] a stamp further in the future is no lead but another clock: published at once
+JPEG_DELAY = 0.005  # [s] the policy takes the raw frame first
 DEPTH_DRIVERS = ("sim", "realsense")
 
 
@@ -122,7 +123,9 @@ class CameraNode(VigilNode):
                 )
             self._depth_topic = self.advertise(Image, f"{name}/aligned_depth_to_color/image_raw", SENSOR)
         self._jpeg_topic = self.advertise(CompressedImage, f"{name}/color/image_raw/compressed", SENSOR)
-        self._jpeg = JpegWorker(self._jpeg_topic, frame, self._config.jpeg_quality)
+        self._jpeg = JpegWorker(
+            self._jpeg_topic, frame, self._config.jpeg_quality, 0.0 if self.lockstep else JPEG_DELAY
+        )
         self._publish_extrinsics(name)
 
     def _publish_extrinsics(self, name: str) -> None:
@@ -186,8 +189,10 @@ class CameraNode(VigilNode):
 class JpegWorker:
     """Encodes in its own thread, after the raw frame is out, and only while somebody subscribes."""
 
-    def __init__(self, topic, frame_id: str, quality: int) -> None:
+    def __init__(self, topic, frame_id: str, quality: int, delay: float) -> None:
+        """``delay`` [s]: how long a frame is left to whoever waits for the raw one before it is encoded."""
         self._topic = topic
+        self._delay = delay
         self._quality = quality
         self._message = CompressedImage(format="rgb8; jpeg compressed bgr8")
         self._message.header.frame_id = frame_id
@@ -221,6 +226,8 @@ class JpegWorker:
                 self._wake.wait_for(lambda: self._frame is not None or self._stopping)
                 if self._stopping:
                     return
+            time.sleep(self._delay)
+            with self._wake:
                 frame, self._frame = self._frame, None
             _, encoded = cv2.imencode(".jpg", cv2.cvtColor(frame.rgb, cv2.COLOR_RGB2BGR), options)
             self._message.header.stamp = to_stamp(frame.stamp)

@@ -173,10 +173,10 @@ class PolicyNode(VigilNode):
     def _on_image(self, camera: str, message: Image) -> None:
         if not self.active:
             return
-        self.inbox.fetch()
-        self._joints.fetch()
         stamp = nanoseconds(message.header.stamp)
         self._ages[camera].add((self.now() - stamp) / 1e9)
+        self.inbox.fetch()
+        self._joints.fetch()
         try:
             rgb = frame_view(message.encoding, message.height, message.width, message.step, message.data)
             with self._wake:

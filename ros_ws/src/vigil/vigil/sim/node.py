@@ -289,9 +289,10 @@ class SimNode(VigilNode):
         state.scene = simulation.scene_number
         state.qpos, state.qvel = _doubles(simulation.qpos), _doubles(simulation.qvel)
         state.appearance = encode(simulation.appearance)
-        self._state_topic.publish(state)
+        # First to the cameras, which are waited for.
         if any(self._now // period != (self._now - PERIOD) // period for period in self._frame_periods):
             self._frame_topic.publish(state)
+        self._state_topic.publish(state)
 
     def _announce_measured(self) -> None:
         simulation, joints, stamp = self._simulation, self._joints, to_stamp(self._now)
