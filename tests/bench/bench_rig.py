@@ -115,7 +115,7 @@ def report(
         "chunks (Hz)", f"{1 / np.mean(chunk):.2f} (mean)", f"{1 / np.percentile(chunk, 99):.2f}", "mean 5"
     )
     table.add_row(
-        "observation to chunk (ms)", f"{np.median(infer):.1f}", f"{np.percentile(infer, 99):.1f}", ""
+        "complete observation to chunk (ms)", f"{np.median(infer):.1f}", f"{np.percentile(infer, 99):.1f}", ""
     )
     for camera in sorted({key.rsplit("_", 1)[0] for key in ages}):
         middle, slow = (np.median(ages[f"{camera}_{name}"]) for name in ("median", "p99"))
