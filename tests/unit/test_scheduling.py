@@ -3,18 +3,17 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-AUTOGROUP = Path("/proc/self/autogroup")
+from vigil.scheduling import AUTOGROUP
 
 
 def in_a_process(code: str, *, session: bool) -> str:
     command = [
         sys.executable,
         "-c",
-        f"import os\nfrom pathlib import Path\nfrom vigil.scheduling import *\n{code}",
+        f"import os\nfrom vigil.scheduling import *\n{code}",
     ]
     done = subprocess.run(command, start_new_session=session, capture_output=True, text=True, check=True)
     return done.stdout.strip()
@@ -28,11 +27,15 @@ def test_who_stands_back_runs_after_others():
 @pytest.mark.skipif(os.geteuid() != 0, reason="to step forward takes rights that only root has here")
 @pytest.mark.parametrize("session", [True, False])
 def test_who_steps_forward_takes_along_the_session_that_is_its_own(session):
-    code = f"print(step_forward()); print(os.getpriority(os.PRIO_PROCESS, 0)); print(Path('{AUTOGROUP}').read_text())"
-    granted, niceness, *group = in_a_process(code, session=session).split("\n")
+    code = """
+group = lambda: AUTOGROUP.read_text() if AUTOGROUP.exists() else "none"
+print(group().strip(), step_forward(), os.getpriority(os.PRIO_PROCESS, 0), group().strip(), sep="|")"""
+    before, granted, niceness, after = in_a_process(code, session=session).split("|")
     assert granted == "True" and int(niceness) == -10
-    if AUTOGROUP.exists():
-        assert group[0].endswith("nice -10") == session
+    if AUTOGROUP.exists() and session:
+        assert before.endswith("nice 0") and after.endswith("nice -10")
+    else:  # a session that others share is not taken along
+        assert after == before
 
 
 def test_who_may_not_step_forward_is_told():

@@ -33,7 +33,6 @@ from vigil.node import (
     SENSOR,
     WARN,
     Health,
-    Inbox,
     VigilNode,
     nanoseconds,
     spin_node,
@@ -70,7 +69,6 @@ class PolicyNode(VigilNode):
         self._runtime: PolicyRuntime | None = None
         self._buffer: ObservationBuffer | None = None
         self._inputs: list = []
-        self._joints = Inbox(self)
         self._look_again = self.create_timer(
             JOINTS_LATE, self._on_look_again, clock=Clock(clock_type=ClockType.STEADY_TIME), autostart=False
         )
@@ -100,8 +98,10 @@ class PolicyNode(VigilNode):
         alone = MutuallyExclusiveCallbackGroup()
         self.serve(LoadPolicy, "policy/load", self._on_load, callback_group=alone)
         self.serve(SwitchTask, "policy/switch_task", self._on_switch_task)
-        # Who has control is read with every image.
+        # Who has control is read with every image; so are the joints, but in lock step, where every input is waited for.
         self.inbox.listen(ControlState, "arm/state", self._on_control_state, LATCHED)
+        listen = self.listen if self.lockstep else self.inbox.listen
+        listen(JointState, f"{self.rig.arm.name}/joint_states", self._on_joints, SENSOR)
         self._connect_inputs()
 
     def start(self) -> None:
@@ -156,17 +156,11 @@ class PolicyNode(VigilNode):
         for name in spec.cameras:
             topic = f"{name}/color/image_raw"
             self._inputs.append(self.create_subscription(Image, topic, partial(self._on_image, name), SENSOR))
-        topic = f"{self.rig.arm.name}/joint_states"
-        if self.lockstep:
-            self._inputs.append(self.create_subscription(JointState, topic, self._on_joints, SENSOR))
-        else:  # read with the images: at their rate and not at its own
-            self._joints.listen(JointState, topic, self._on_joints, SENSOR)
 
     def _disconnect_inputs(self) -> None:
         for subscription in self._inputs:
             self.destroy_subscription(subscription)
         self._inputs = []
-        self._joints.close()
 
     # Inputs ---------------------------------------------------------------------------------------------------
 
@@ -176,7 +170,6 @@ class PolicyNode(VigilNode):
         stamp = nanoseconds(message.header.stamp)
         self._ages[camera].add((self.now() - stamp) / 1e9)
         self.inbox.fetch()
-        self._joints.fetch()
         try:
             rgb = frame_view(message.encoding, message.height, message.width, message.step, message.data)
             with self._wake:
@@ -201,7 +194,7 @@ class PolicyNode(VigilNode):
     def _on_look_again(self) -> None:
         """Once after a set of images that was faster than the joint state of its instant."""
         self._look_again.cancel()
-        self._joints.fetch()
+        self.inbox.fetch()
         with self._wake:
             self._queue_if_due()
 
@@ -287,8 +280,7 @@ class PolicyNode(VigilNode):
     def _publish_evidence(
         self, job: Job, embedding: np.ndarray, samples: np.ndarray, chosen: int, tick: int
     ) -> None:
-        bundle = job.runtime.bundle
-        spec = bundle.spec
+        bundle, spec = job.runtime.bundle, job.runtime.bundle.spec
         evidence = PolicyEvidence(
             tick=tick,
             bundle_hash=bundle.content_hash,
