@@ -60,11 +60,11 @@ SIMULATED := $(RUN)vigil evaluate franka_sim --uncalibrated --no-images --speed 
 benchmark: setup
 	@$(RUN)python -m pip install --quiet --editable ".[benchmark]"
 	@$(RUN)python -m pip install --quiet --no-deps gym-pusht==0.1.8
-	@$(SIMULATED) --episodes 60 --seed 50000 --out $(BENCHMARK)/calibration/franka
-	@$(SIMULATED) --episodes 60 --seed 52000 --out $(BENCHMARK)/test/franka-nominal
-	@$(SIMULATED) --episodes 60 --seed 53000 --perturb benign --out $(BENCHMARK)/test/franka-benign
-	@$(SIMULATED) --episodes 105 --seed 54000 --perturb failing --out $(BENCHMARK)/test/franka-failing
-	@$(RUN)python tests/bench/pusht/rollouts.py --out $(BENCHMARK)/pusht --test 300
+	@$(SIMULATED) --episodes 60 --seed 90000 --out $(BENCHMARK)/calibration/franka
+	@$(SIMULATED) --episodes 60 --seed 92000 --out $(BENCHMARK)/test/franka-nominal
+	@$(SIMULATED) --episodes 60 --seed 93000 --perturb benign --out $(BENCHMARK)/test/franka-benign
+	@$(SIMULATED) --episodes 105 --seed 94000 --perturb failing --out $(BENCHMARK)/test/franka-failing
+	@$(RUN)python tests/bench/pusht/rollouts.py --out $(BENCHMARK)/pusht --test 300 --seed 1
 	@$(RUN)vigil monitor evaluate $(BENCHMARK)/test $(BENCHMARK)/pusht/test --calibration $(BENCHMARK)/calibration \
 		--calibration $(BENCHMARK)/pusht/calibration --methods all --out docs/monitor
 
