@@ -38,6 +38,17 @@ print(group().strip(), step_forward(), os.getpriority(os.PRIO_PROCESS, 0), group
         assert after == before
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="to step forward takes rights that only root has here")
+@pytest.mark.parametrize(("all_threads", "expected"), [(True, "-10 -10"), (False, "0 -10")])
+def test_threads_are_taken_along_on_request(all_threads, expected):
+    code = f"""
+import threading
+threading.Thread(target=threading.Event().wait, daemon=True).start()
+step_forward(all_threads={all_threads})
+print(*sorted((os.getpriority(os.PRIO_PROCESS, int(t)) for t in os.listdir(TASKS)), reverse=True))"""
+    assert in_a_process(code, session=True) == expected
+
+
 def test_who_may_not_step_forward_is_told():
     code = """
 if os.geteuid() == 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 from pathlib import Path
@@ -10,7 +11,7 @@ PRIORITY = 10
 """SCHED_FIFO priority: above every ordinary process, below the kernel's own threads."""
 
 NICER = 10
-AUTOGROUP = Path("/proc/self/autogroup")
+AUTOGROUP, TASKS = Path("/proc/self/autogroup"), Path("/proc/self/task")
 
 
 def ask_for_priority() -> str:
@@ -30,14 +31,17 @@ def settle_memory() -> None:
     gc.freeze()
 
 
-def step_forward() -> bool:
+def step_forward(*, all_threads: bool = False) -> bool:
     """Let the calling thread run before ordinary ones, if allowed: work that others wait for. False if it is not allowed.
 
+    With ``all_threads`` all that the process has now, the middleware's too. Threads inherit from the one that starts them.
     Where the kernel groups processes by session (autogroup, the default of most desktops) a thread's niceness counts inside
     its session only; so the session, which is the process's own if a supervisor started it, steps forward too.
     """
     try:
-        os.setpriority(os.PRIO_PROCESS, 0, -NICER)
+        for thread in map(int, os.listdir(TASKS)) if all_threads else (0,):
+            with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+                os.setpriority(os.PRIO_PROCESS, thread, -NICER)
         if os.getsid(0) == os.getpid():
             AUTOGROUP.write_text(str(-NICER))
     except PermissionError:

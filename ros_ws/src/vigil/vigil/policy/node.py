@@ -17,7 +17,6 @@ from functools import partial
 import cv2
 import numpy as np
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
-from rclpy.clock import Clock, ClockType
 from rclpy.task import Future
 from sensor_msgs.msg import Image, JointState
 from vigil_msgs.msg import ActionChunk, ControlState, PolicyEvidence
@@ -33,6 +32,7 @@ from vigil.node import (
     SENSOR,
     WARN,
     Health,
+    Inbox,
     VigilNode,
     nanoseconds,
     spin_node,
@@ -68,10 +68,8 @@ class PolicyNode(VigilNode):
         super().__init__("policy")
         self._runtime: PolicyRuntime | None = None
         self._buffer: ObservationBuffer | None = None
-        self._inputs: list = []
-        self._look_again = self.create_timer(
-            JOINTS_LATE, self._on_look_again, clock=Clock(clock_type=ClockType.STEADY_TIME), autostart=False
-        )
+        self._joints_awaited = False
+        self._images = Inbox(self)
         self._worker: threading.Thread | None = None
         self._wake = threading.Condition()  # guards what follows
         self._job: Job | None = None
@@ -112,6 +110,8 @@ class PolicyNode(VigilNode):
             self._schedule.restart()
             self._tick = 0
         self._ticked_at = time.monotonic()
+        # The arm waits for chunks, and inference must not hold up the threads that receive images.
+        step_forward(all_threads=True)
         self._worker = threading.Thread(target=self._work, name="inference", daemon=True)
         self._worker.start()
 
@@ -124,7 +124,7 @@ class PolicyNode(VigilNode):
             self._worker = None
 
     def teardown(self) -> None:
-        self._disconnect_inputs()
+        self._images.close()
         self._runtime = None
 
     def _open_bundle(self, path: str) -> PolicyRuntime:
@@ -152,15 +152,11 @@ class PolicyNode(VigilNode):
         period = 0.0 if self.lockstep else self.rig.policy.period
         self._schedule = Schedule(round(period * 1e9), round(0.5e9 / min(rates)))
         self._buffer = ObservationBuffer(shapes, spec.state_names, self.rig.policy.max_skew)
+        self._joints_awaited = False
         self._ages = {name: Window() for name in spec.cameras}
         for name in spec.cameras:
-            topic = f"{name}/color/image_raw"
-            self._inputs.append(self.create_subscription(Image, topic, partial(self._on_image, name), SENSOR))
-
-    def _disconnect_inputs(self) -> None:
-        for subscription in self._inputs:
-            self.destroy_subscription(subscription)
-        self._inputs = []
+            self._images.listen(Image, f"{name}/color/image_raw", partial(self._on_image, name), SENSOR)
+        self._images.attend(self._patience, self._on_joints_late)
 
     # Inputs ---------------------------------------------------------------------------------------------------
 
@@ -175,8 +171,7 @@ class PolicyNode(VigilNode):
             with self._wake:
                 self._buffer.add_frame(camera, stamp, rgb)
                 self._queue_if_due()
-                if self._buffer.awaits_joints:
-                    self._look_again.reset()
+                self._joints_awaited = self._buffer.awaits_joints
         except Rejected as error:
             self._refuse(f"image {camera}", str(error))
 
@@ -191,9 +186,12 @@ class PolicyNode(VigilNode):
         except Rejected as error:
             self._refuse("joint state", str(error))
 
-    def _on_look_again(self) -> None:
+    def _patience(self) -> float | None:
+        return JOINTS_LATE if self._joints_awaited else None
+
+    def _on_joints_late(self) -> None:
         """Once after a set of images that was faster than the joint state of its instant."""
-        self._look_again.cancel()
+        self._joints_awaited = False
         self.inbox.fetch()
         with self._wake:
             self._queue_if_due()
@@ -224,7 +222,6 @@ class PolicyNode(VigilNode):
     # Inference ------------------------------------------------------------------------------------------------
 
     def _work(self) -> None:
-        step_forward()  # the arm waits for chunks; nobody waits for what runs beside
         while True:
             with self._wake:
                 self._wake.wait_for(lambda: self._job is not None or self._stopping)
@@ -338,8 +335,8 @@ class PolicyNode(VigilNode):
         return future
 
     def _swap(self, runtime: PolicyRuntime) -> None:
+        self._images.close()
         with self._wake:
-            self._disconnect_inputs()
             self._runtime, self._job = runtime, None
             self._connect_inputs()
 

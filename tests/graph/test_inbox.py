@@ -1,0 +1,86 @@
+"""`vigil.node.Inbox` over real DDS: read on demand, or attended by a thread of its own."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import rclpy
+from rclpy.executors import SingleThreadedExecutor
+from std_msgs.msg import Int32
+
+from support.live_node import Graph, graph, wait_for
+from vigil.node import EVENTS, Inbox
+
+
+@pytest.fixture
+def live():
+    with graph("inbox_test") as test:
+        yield test
+
+
+def publisher(test: Graph, topic: str):
+    made = test.node.create_publisher(Int32, topic, EVENTS)
+    wait_for(lambda: made.get_subscription_count() == 1, what="discovery")
+    return made
+
+
+def never() -> None:
+    raise AssertionError("nothing was asked to be late")
+
+
+def test_messages_wait_until_they_are_fetched_and_come_in_order(live):
+    inbox, got = Inbox(live.node), []
+    inbox.listen(Int32, "numbers", lambda message: got.append(message.data), EVENTS)
+    told, seen = publisher(live, "numbers"), live.collect(Int32, "numbers", EVENTS)
+    wait_for(lambda: told.get_subscription_count() == 2, what="discovery of the witness")
+    for number in range(5):
+        told.publish(Int32(data=number))
+    wait_for(lambda: len(seen) == 5, what="messages of the witness")
+    assert got == []
+    wait_for(lambda: inbox.fetch() or len(got) == 5, what="five messages")
+    assert got == [0, 1, 2, 3, 4]
+    inbox.close()
+
+
+def test_an_attended_inbox_hands_over_in_its_own_thread(live):
+    inbox, got = Inbox(live.node), []
+    inbox.listen(Int32, "numbers", lambda m: got.append((m.data, threading.current_thread().name)), EVENTS)
+    inbox.attend(lambda: None, never)
+    told = publisher(live, "numbers")
+    for number in range(3):
+        told.publish(Int32(data=number))
+    wait_for(lambda: len(got) == 3, what="three messages")
+    assert got == [(number, "inbox") for number in range(3)]
+    inbox.close()
+    assert not any(thread.name == "inbox" for thread in threading.enumerate())
+
+
+def test_an_attended_inbox_tells_when_nothing_came_in_time(live):
+    inbox, late = Inbox(live.node), threading.Event()
+    inbox.listen(Int32, "numbers", lambda message: None, EVENTS)
+    inbox.attend(lambda: None if late.is_set() else 0.01, late.set)
+    assert late.wait(5.0)
+    inbox.close()
+
+
+def test_what_fails_while_a_message_is_read_ends_the_node_and_not_the_thread_alone(live):
+    context = rclpy.Context()
+    rclpy.init(context=context)
+    node = rclpy.create_node("fails", namespace="inbox_test", context=context)
+    executor = SingleThreadedExecutor(context=context)
+    executor.add_node(node)
+    inbox = Inbox(node)
+
+    def fail(message: Int32) -> None:
+        raise RuntimeError(f"cannot read {message.data}")
+
+    inbox.listen(Int32, "numbers", fail, EVENTS)
+    inbox.attend(lambda: None, never)
+    publisher(live, "numbers").publish(Int32(data=7))
+    with pytest.raises(RuntimeError, match="cannot read 7"):
+        wait_for(lambda: executor.spin_once(timeout_sec=0.1), timeout=10.0, what="the error")
+    inbox.close()
+    executor.shutdown()
+    node.destroy_node()
+    rclpy.shutdown(context=context)
