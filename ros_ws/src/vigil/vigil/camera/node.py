@@ -180,7 +180,7 @@ class CameraNode(VigilNode):
         self._frames += 1
 
     def _wait_until(self, stamp: int) -> None:
-        """Hold back a frame drawn before its time: physics may compute, and the camera draw, some control steps ahead."""
+        """Hold back a frame drawn before its time: the simulation tells cameras ahead what they will see."""
         ahead = 0.0 if self.lockstep else (stamp - self.now()) / 1e9
         if 0.0 < ahead < LONGEST_LEAD:
             time.sleep(ahead)

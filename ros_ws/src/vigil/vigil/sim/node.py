@@ -8,16 +8,15 @@
     sim/reset                                       new scene
     /clock                                          in lock step only
 
-Real time: paced by the wall clock; sim/state and sim/frame come `LEAD` control periods before their stamp, for cameras
-to draw. Lock step (parameters ``lockstep`` and ``use_sim_time``): time goes on as soon as every one of ``participants`` (of
-arm, policy, teleop) has reported on the present instant.
+Real time: paced by the wall clock; sim/state comes one control period before its stamp, sim/frame two, the second of them
+extrapolated, for cameras to draw. Lock step (parameters ``lockstep`` and ``use_sim_time``): time goes on as soon as every
+one of ``participants`` (of arm, policy, teleop) has reported on the present instant.
 """
 
 from __future__ import annotations
 
 import time
 from array import array
-from collections import deque
 from collections.abc import Iterable
 from functools import partial
 
@@ -56,13 +55,9 @@ from vigil.sim.physics import CONTROL_PERIOD, Simulation
 PERIOD = round(CONTROL_PERIOD * NS)
 TASK_PERIOD = NS // 20
 PARTICIPANTS = ("arm", "policy", "teleop")
-LEAD = 2  # periods of real time that the world is computed ahead: an image drawn in software takes longer than one
 CATCH_UP = 10  # periods that real time may be made up for at once; what is beyond is lost
 REPEAT = 0.25  # [s] wall time after which an instant is published again: sensor data may be lost
 PATIENCE = 10.0  # [s] wall time that lock step waits for a silent participant
-
-Measured = tuple[JointState, TaskState | None]
-"""Of one instant; the task's ground truth at its own rate."""
 
 
 class SimNode(VigilNode):
@@ -91,8 +86,9 @@ class SimNode(VigilNode):
         self._now = int(time.time()) * NS
         self._late = 0
         self._barrier = self._make_barrier(rig)
-        self._state = SimState()
-        self._ahead: deque[Measured] = deque()
+        self._joints = JointState(name=list(scene.COLUMNS))
+        self._state, self._frame = SimState(), SimState()
+        self._task = TaskState(task=self._simulation.task.name)
         arm = rig.arm
         self._joints_topic = self.advertise(JointState, f"{arm.name}/joint_states", SENSOR)
         self._state_topic = self.advertise(SimState, "sim/state", SENSOR)
@@ -167,14 +163,13 @@ class SimNode(VigilNode):
             self._now = self.now()
         self._origin = self._now
         self._robot.hold(self._home_columns, self._now - NS)
-        self._ahead.clear()
         clock = RosClock(clock_type=ClockType.STEADY_TIME)
         self._timer = self.create_timer(CONTROL_PERIOD, self._on_timer, clock=clock)
         if self.lockstep:
             self._announce()
         else:
-            for step in range(1, LEAD + 1):
-                self._advance_world(self._origin + step * PERIOD)
+            self._advance(self._origin + PERIOD)
+            self._announce_world()
 
     def stop(self) -> None:
         self.destroy_timer(self._timer)
@@ -194,17 +189,12 @@ class SimNode(VigilNode):
             self._steps += due - CATCH_UP
             due = CATCH_UP
         for _ in range(due):
-            # The world is computed before its time, so that a camera has drawn it when its time has come, as a real
-            # exposure is over when it is stamped; what the joints measure is told when it is true.
+            # The world is computed one period before its time, so that a camera has drawn it when its time has come,
+            # as a real exposure is over when it is stamped; what the joints measure is told when it is true.
             self._steps += 1
-            self._publish_measured(self._ahead.popleft())
-            self._advance_world(self._origin + (self._steps + LEAD) * PERIOD)
-
-    def _advance_world(self, now: int) -> None:
-        """Real time: compute and show the world of ``now``; what is measured in it waits for its time."""
-        self._advance(now)
-        self._announce_world()
-        self._ahead.append(self._measured(now))
+            self._announce_measured()
+            self._advance(self._origin + (self._steps + 1) * PERIOD)
+            self._announce_world()
 
     def _watch_barrier(self) -> None:
         """Lock step is driven by reports; this sees to what happens when none come."""
@@ -275,10 +265,6 @@ class SimNode(VigilNode):
             try:
                 simulation.reset(request.seed, request.perturbation or "none", request.disturbance)
                 self._robot.hold(self._home_columns, self._now)
-                # What was measured ahead was of the old scene.
-                self._ahead = deque(
-                    self._measured(nanoseconds(joints.header.stamp)) for joints, _ in self._ahead
-                )
                 response.success = True
                 response.message = f"seed {request.seed}, perturbation {simulation.perturbation.name}"
             except VigilError as error:
@@ -295,7 +281,7 @@ class SimNode(VigilNode):
         self._announced = time.monotonic()
         self._clock_topic.publish(Clock(clock=to_stamp(self._now)))
         self._announce_world()
-        self._publish_measured(self._measured(self._now))
+        self._announce_measured()
 
     def _announce_world(self) -> None:
         simulation, state = self._simulation, self._state
@@ -304,42 +290,40 @@ class SimNode(VigilNode):
         state.qpos, state.qvel = _doubles(simulation.qpos), _doubles(simulation.qvel)
         state.appearance = encode(simulation.appearance)
         # First to the cameras, which are waited for.
-        if any(self._now // period != (self._now - PERIOD) // period for period in self._frame_periods):
-            self._frame_topic.publish(state)
+        self._announce_frame()
         self._state_topic.publish(state)
 
-    def _measured(self, now: int) -> Measured:
-        """What sensors tell of the present state, which is that of ``now``."""
-        simulation, stamp = self._simulation, to_stamp(now)
-        joints = JointState(name=list(scene.COLUMNS))
+    def _announce_frame(self) -> None:
+        """What cameras draw. An image drawn in software can take longer than the one period that the world is ahead."""
+        ahead = 0 if self.lockstep else PERIOD
+        due = self._now + ahead
+        if any(due // period != (due - PERIOD) // period for period in self._frame_periods):
+            frame, state = self._frame, self._state
+            frame.header.stamp = to_stamp(due)
+            frame.scene, frame.appearance, frame.qvel = state.scene, state.appearance, state.qvel
+            frame.qpos = _doubles(self._simulation.qpos_in(ahead / NS))
+            self._frame_topic.publish(frame)
+
+    def _announce_measured(self) -> None:
+        simulation, joints, stamp = self._simulation, self._joints, to_stamp(self._now)
         joints.header.stamp = stamp
+        if self._now % TASK_PERIOD < PERIOD:
+            self._publish_task(stamp)
         joints.position = _doubles(simulation.positions)
         joints.velocity = _doubles(simulation.velocities)
         joints.effort = _doubles(simulation.efforts)
-        if now % TASK_PERIOD >= PERIOD:
-            return joints, None
-        status = simulation.status
-        task = TaskState(
-            task=simulation.task.name,
-            scene=simulation.scene_number,
-            phase=status.phase,
-            contact=status.contact,
-            grasped=status.grasped,
-            success=bool(status.success),
-            failure=bool(status.failure),
-            failure_reason=status.failure_reason,
-            elapsed=status.elapsed,
-            perturbation=simulation.perturbation.name,
-            perturbation_active=simulation.perturbation.active,
-        )
-        task.header.stamp = stamp
-        return joints, task
-
-    def _publish_measured(self, measured: Measured) -> None:
-        joints, task = measured
-        if task is not None:
-            self._task_topic.publish(task)
         self._joints_topic.publish(joints)
+
+    def _publish_task(self, stamp) -> None:
+        simulation, status, message = self._simulation, self._simulation.status, self._task
+        message.header.stamp = stamp
+        message.scene = simulation.scene_number
+        message.phase, message.contact, message.grasped = status.phase, status.contact, status.grasped
+        message.success, message.failure = bool(status.success), bool(status.failure)
+        message.failure_reason, message.elapsed = status.failure_reason, status.elapsed
+        message.perturbation = simulation.perturbation.name
+        message.perturbation_active = simulation.perturbation.active
+        self._task_topic.publish(message)
 
     def diagnose(self) -> Iterable[Health]:
         if self.lockstep:

@@ -98,6 +98,8 @@ class Simulation:
         drivers = [self.model.joint(f"{side}_driver_joint") for side in ("right", "left")]
         self._driver_qpos = [int(joint.qposadr[0]) for joint in drivers]
         self._driver_dof = [int(joint.dofadr[0]) for joint in drivers]
+        free = self.model.jnt_type[self.model.dof_jntid] == mujoco.mjtJoint.mjJNT_FREE
+        self._heavy = free | np.isin(np.arange(self.model.nv), self._arm_dof)  # [nv]
         self._arm_ctrl = np.array([self.model.actuator(name).id for name in scene.ARM_JOINTS])
         self._gripper_ctrl = self.model.actuator(scene.GRIPPER).id
         self._cube_geom = self.model.geom("cube").id
@@ -158,6 +160,16 @@ class Simulation:
     def qvel(self) -> np.ndarray:
         """[nv] MuJoCo generalised velocities."""
         return self.data.qvel.copy()
+
+    def qpos_in(self, seconds: float) -> np.ndarray:
+        """[nq] positions after ``seconds`` at the present velocities of arm and objects.
+
+        What is missed is half the acceleration times their square: 0.25 mm in 10 ms at 5 m/s^2. The fingers stay as they
+        are: their linkage is so light that it can be at 80 rad/s for the moment in which it meets an object.
+        """
+        qpos = self.data.qpos.copy()
+        mujoco.mj_integratePos(self.model, qpos, np.where(self._heavy, self.data.qvel, 0.0), seconds)
+        return qpos
 
     @property
     def appearance(self) -> Appearance:
