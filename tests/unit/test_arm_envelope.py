@@ -5,13 +5,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from support.hostile import EPS, PERIOD, assert_inside, hostile_targets
 from vigil.arm.columns import Columns, Refused
 from vigil.arm.envelope import Envelope
 from vigil.rig import JointLimits, load_rig
 
-PERIOD = 0.01
 AHEAD = 0.05
-EPS = 1e-9
 
 
 @pytest.fixture(scope="module")
@@ -26,16 +25,6 @@ def envelope(columns):
     return made
 
 
-def assert_inside(columns, positions):
-    """All limits, from the given-out positions [T, N] alone, as a bag would be checked."""
-    positions = np.asarray(positions)
-    assert np.isfinite(positions).all()
-    assert (positions >= columns.lower).all() and (positions <= columns.upper).all()
-    for order, limit in ((1, columns.velocity), (2, columns.acceleration), (3, columns.jerk)):
-        rate = np.abs(np.diff(positions, order, axis=0)) / PERIOD**order
-        assert (rate <= limit * (1 + EPS)).all(), f"derivative {order}: {(rate / limit).max()} of its limit"
-
-
 def run(envelope, targets):
     positions = [envelope.setpoint.position]
     for position, velocity in targets:
@@ -44,32 +33,6 @@ def run(envelope, targets):
         except Refused:
             positions.append(envelope.brake().position)
     return positions
-
-
-def hostile_targets(columns, rng, steps):
-    """Changing moods: noise, fixed targets, the limits themselves, huge values, NaN and inf."""
-    n, mood, left = len(columns), 0, 0
-    span = columns.upper - columns.lower
-    for _ in range(steps):
-        if left == 0:
-            mood, left = rng.integers(7), rng.integers(1, 60)
-            goal = rng.uniform(columns.lower - span, columns.upper + span)
-            speed = 3 * columns.velocity * rng.normal(size=n)
-        left -= 1
-        if mood == 0:
-            yield rng.uniform(columns.lower - span, columns.upper + span), speed * rng.normal(size=n)
-        elif mood == 1:
-            yield goal, speed
-        elif mood == 2:
-            yield np.where(goal > 0, columns.upper, columns.lower), speed
-        elif mood == 3:
-            yield np.copysign(1e300, goal), np.copysign(1e300, speed)
-        elif mood == 4:
-            yield np.where(rng.random(n) < 0.2, rng.choice([np.nan, np.inf, -np.inf]), goal), speed
-        elif mood == 5:
-            yield goal, np.zeros(n)
-        else:
-            yield goal * 1e-9, speed * 1e-9
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -120,7 +83,7 @@ def test_a_stop_decelerates_inside_the_limits(envelope, columns):
         positions.append(envelope.track(*fast, AHEAD).position)
     assert not envelope.at_rest
     promised = envelope.rest_position
-    times, plan, speeds = envelope.stop_plan(6)
+    times, plan, speeds = envelope.stop_plan()
     assert times[0] == 0 and (np.diff(times) >= PERIOD - EPS).all() and not speeds[-1].any()
     assert plan[0] == pytest.approx(positions[-1]) and plan[-1] == pytest.approx(promised)
     while not envelope.at_rest:

@@ -6,6 +6,8 @@ Modified Denavit-Hartenberg parameters from Franka's interface documentation. Fr
 
 from __future__ import annotations
 
+import cmath
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +17,9 @@ _D = (0.333, 0.0, 0.316, 0.0, 0.384, 0.0, 0.0)
 _ALPHA = (0.0, -np.pi / 2, np.pi / 2, np.pi / 2, -np.pi / 2, np.pi / 2, np.pi / 2)
 _FLANGE = 0.107  # along the last joint's axis [m]
 _SIN, _COS = np.round(np.sin(_ALPHA)), np.round(np.cos(_ALPHA))
+
+# Number, a, d and sin(alpha) of each joint, from the tool to the base; where the sine is 0 the cosine is 1.
+_LINKS = tuple(zip(range(7), _A, _D, _SIN.tolist(), strict=True))[::-1]
 
 Vector = tuple[float, float, float]
 
@@ -74,6 +79,21 @@ def positions(q: np.ndarray, tool_offset: Vector = (0.0, 0.0, 0.0)) -> np.ndarra
             float(_SIN[i]) * turned + float(_COS[i]) * z,
         )
     return np.stack([x, y, z], axis=-1)
+
+
+def position(q: Sequence[float], tool_offset: Vector = (0.0, 0.0, 0.0)) -> Vector:
+    """Tool position (x, y, z) m in the base, for joint angles ``q`` [7] rad.
+
+    As `positions`, in Python's own numbers: ten times as fast for a single one.
+    """
+    x, y, z = tool_offset
+    z += _FLANGE
+    for angle, a, d, sine in _LINKS:
+        turned = complex(x, y) * cmath.rect(1.0, q[angle])
+        x, y, z = turned.real + a, turned.imag, z + d
+        if sine:
+            y, z = -sine * z, sine * y
+    return x, y, z
 
 
 def jacobian(q: np.ndarray, tool_offset: Vector = (0.0, 0.0, 0.0)) -> np.ndarray:

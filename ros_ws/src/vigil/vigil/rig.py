@@ -50,18 +50,41 @@ class GripperConfig(Strict):
     limits: JointLimits
 
 
+Vector = tuple[Finite, Finite, Finite]
+
+
+class Box(Strict):
+    """A box along the axes of the arm's base frame; corners in m."""
+
+    lower: Vector
+    upper: Vector
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Box:
+        if not all(low < high for low, high in zip(self.lower, self.upper, strict=True)):
+            raise ValueError(f"each of lower {self.lower} must be less than upper {self.upper}")
+        return self
+
+
+class WorkspaceConfig(Strict):
+    """Where the tool may be, and how fast [m/s]: whoever commands it."""
+
+    tool_speed: Positive
+    inside: Box
+    keep_out: dict[Name, Box] = {}
+
+
 class ArmConfig(Strict):
     """One arm, its limits, and the ros2_control controller that moves it."""
 
     name: Name
     kinematics: Literal["franka"]
-    tool_offset: tuple[Finite, Finite, Finite] = Field(
-        description="gripper's pinch point in the flange frame [m]"
-    )
+    tool_offset: Vector = Field(description="gripper's pinch point in the flange frame [m]")
     controller_type: Literal["joint_trajectory", "forward_position"]
     controller: Name
     joints: dict[str, JointLimits] = Field(min_length=1)
     gripper: GripperConfig
+    workspace: WorkspaceConfig
     home: dict[str, Finite]
     control_rate: Annotated[float, Field(ge=10, le=1000)] = 100.0
 

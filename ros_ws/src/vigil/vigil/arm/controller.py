@@ -21,13 +21,13 @@ from vigil.arm.envelope import Envelope
 from vigil.arm.feedback import Feedback
 from vigil.arm.tracking import FUTURE_TOLERANCE, Chunk, ChunkTracker, Late
 from vigil.arm.watchdog import Inputs
+from vigil.arm.workspace import Workspace
 from vigil.rig import RigConfig
 
 CLOSE = 0.008
 """[rad] A source's first command lies this close to the measured pose; the bar is 0.01."""
 BEGIN_TIME = SECOND * 3 // 2
 """[ns] Time that policy and monitor have for their first output after they were given control. The arm stands still."""
-PLAN_POINTS = 8
 CHUNK_LOOKAHEAD = 0.1
 """[s] The arm is steered to where the chunk will be then: two of its steps. With less it swings past where one chunk gives
 way to another that lies apart; with more it cuts corners."""
@@ -67,7 +67,7 @@ class ArmController:
         self.period = 1.0 / rig.arm.control_rate
         self.machine = AuthorityMachine()
         self.feedback = Feedback(self.columns)
-        self.envelope = Envelope(self.columns, self.period)
+        self.envelope = Envelope(self.columns, self.period, Workspace(rig.arm))
         self.inputs = Inputs(rig, lockstep)
         self._tracker = ChunkTracker(self.columns, rig.policy.period)
         self._clutch = Clutch(self.columns, OPERATOR_LOOKAHEAD)
@@ -260,12 +260,13 @@ class ArmController:
             except Refused as error:
                 self._fire(Event.ENVELOPE, now, now, str(error))
                 self.envelope.brake()
+            self.counts["held_back"] += bool(self.envelope.held_back)
         elif self._commanding:
             self.envelope.brake()
         return self._commanding
 
     def _plan(self, stamp: int, now: int) -> Plan:
-        times, positions, velocities = self.envelope.stop_plan(PLAN_POINTS)
+        times, positions, velocities = self.envelope.stop_plan()
         waiting = self.authority is Authority.POLICY and not self._tracker.has_chunk
         if not self.first_command and not waiting:
             self.first_command = now
@@ -301,7 +302,11 @@ class ArmController:
         missing = self.inputs.absent(now)
         if missing and self.last_refusal:
             missing.append(f"last refused: {self.last_refusal}")
-        return "; ".join(missing) or self.feedback.outside(CLOSE)
+        return (
+            "; ".join(missing)
+            or self.feedback.outside(CLOSE)
+            or self.envelope.workspace.outside(self.feedback.position)
+        )
 
     def _give_to_policy(self, event: Event, event_stamp: int, now: int, reason: str) -> Answer:
         if blocked := self._blocked(event, now):

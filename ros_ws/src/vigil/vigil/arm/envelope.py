@@ -3,22 +3,26 @@
 Each column follows its target by a jerk-limited trajectory (ruckig). Ruckig bounds velocity, acceleration and
 jerk; position limits are kept by an invariant: from every setpoint that is given out, the jerk-limited stop stays
 inside the position limits. A step that would break it is replaced by the next step of that stop, so a safe setpoint
-always exists and a stop never needs a new calculation.
+always exists and a stop never needs a new calculation. The tool's workspace is kept in the same way, by the stop of all columns
+together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from ruckig import ControlInterface, InputParameter, Ruckig, RuckigError, Trajectory
 
 from vigil.arm.columns import Columns, Refused
+from vigil.arm.workspace import Workspace
 from vigil.rig import JointLimits
 
 HEADROOM = 0.999
 """Share of velocity, acceleration and jerk that is used: rounding must not cross a limit."""
+PLAN_POINTS = 8
+"""Of a stop: as it is sent, and at which the tool has to be in its workspace."""
 SHORTEST_PLAN = 0.1
 """[s] A plan reaches at least this far: a controller refuses one that lies in the past when it arrives."""
 
@@ -51,6 +55,7 @@ class _Column:
         self._to_rest.control_interface = ControlInterface.Velocity
         self._to_rest.target_velocity = [0.0]
         self.position, self.velocity, self.acceleration = 0.0, 0.0, 0.0
+        self._proposed: tuple[float, float, float] | None = None
         self.anchor(0.5 * (limits.lower + limits.upper), 0.0, 0.0)
 
     @staticmethod
@@ -78,8 +83,9 @@ class _Column:
             self._can_stop(position, velocity, acceleration)
         self._take(position, velocity, acceleration)
 
-    def track(self, position: float, velocity: float, ahead: float) -> None:
-        """Advance one period towards a target that is due ``ahead`` seconds from now."""
+    def propose(self, position: float, velocity: float, ahead: float) -> None:
+        """Plan one period towards a target that is due ``ahead`` seconds from now; `take` or `brake` follows."""
+        self._proposed = None
         limits, to_target = self._limits, self._to_target
         inside = self._clamped(position)
         speed = HEADROOM * limits.velocity
@@ -93,12 +99,16 @@ class _Column:
             self._ruckig.calculate(to_target, self._reach)
             (position,), (velocity,), (acceleration,) = self._reach.at_time(self._period)
         except RuckigError:
-            self.brake()
             return
         if abs(velocity) <= limits.velocity and self._can_stop(position, velocity, acceleration):
-            self._take(position, velocity, acceleration)
-        else:
+            self._proposed = (position, velocity, acceleration)
+
+    def take(self) -> None:
+        """Advance one period as proposed, or brake if nothing was possible."""
+        if self._proposed is None:
             self.brake()
+        else:
+            self._take(*self._proposed)
 
     def brake(self) -> None:
         """Advance one period along the stop."""
@@ -132,17 +142,50 @@ class _Column:
         return min(max(position, self._limits.lower), self._limits.upper)
 
     @property
-    def time_to_rest(self) -> float:
-        """Seconds until the stop ends; 0 at rest."""
-        return max(self._stop.duration - self._elapsed, 0.0)
+    def stop(self) -> Stop:
+        """The stop from the setpoint."""
+        return Stop(self._stop, self._origin, self._elapsed, self._clamped)
 
-    def stopping(self, ahead: float) -> tuple[float, float]:
-        """Position and velocity ``ahead`` seconds along the stop."""
-        if ahead >= self.time_to_rest:
-            (travelled,), _, _ = self._stop.at_time(max(self._stop.duration, self._elapsed))
-            return self._clamped(self._origin + travelled), 0.0
-        (travelled,), (velocity,), _ = self._stop.at_time(self._elapsed + ahead)
-        return self._clamped(self._origin + travelled), velocity
+    @property
+    def proposed_stop(self) -> Stop:
+        """The stop from what `take` would make the setpoint."""
+        if self._proposed is None:
+            return Stop(self._stop, self._origin, self._elapsed + self._period, self._clamped)
+        return Stop(self._next_stop, self._proposed[0], 0.0, self._clamped)
+
+
+@dataclass(frozen=True)
+class Stop:
+    """Coming to rest: a trajectory from position 0, of which ``elapsed`` seconds are over."""
+
+    trajectory: Trajectory
+    origin: float
+    elapsed: float
+    clamped: Callable[[float], float]
+
+    @property
+    def time_left(self) -> float:
+        """Seconds until rest; 0 at rest."""
+        return max(self.trajectory.duration - self.elapsed, 0.0)
+
+    def at(self, times: Sequence[float]) -> list[tuple[float, float]]:
+        """Positions and velocities, each of ``times`` [s] from now."""
+        trajectory, origin, clamped = self.trajectory, self.origin, self.clamped
+        elapsed, duration = self.elapsed, trajectory.duration
+        states = []
+        for ahead in times:
+            (travelled,), (velocity,), _ = trajectory.at_time(min(elapsed + ahead, max(elapsed, duration)))
+            states.append((clamped(origin + travelled), velocity if elapsed + ahead < duration else 0.0))
+        return states
+
+    @property
+    def end(self) -> float:
+        """Position at rest."""
+        ((position, _),) = self.at((self.time_left,))
+        return position
+
+
+Stops = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 class Envelope:
@@ -151,12 +194,19 @@ class Envelope:
     Args:
         columns: names and limits.
         period: control period [s]; every call of `track` or `brake` advances the setpoint by it.
+        workspace: limits of the tool; none if left out.
+
+    Attributes:
+        held_back: why the newest target was not followed, in words; empty if it was.
     """
 
-    def __init__(self, columns: Columns, period: float) -> None:
+    def __init__(self, columns: Columns, period: float, workspace: Workspace | None = None) -> None:
         self.columns = columns
         self.period = period
+        self.workspace = workspace
+        self.held_back = ""
         self._columns = [_Column(limits, period) for limits in columns.limits]
+        self._plan: Stops | None = None  # of the setpoint, where it is known already
 
     @property
     def setpoint(self) -> Setpoint:
@@ -167,12 +217,12 @@ class Envelope:
     @property
     def at_rest(self) -> bool:
         """True when every column has come to rest."""
-        return all(column.time_to_rest == 0.0 for column in self._columns)
+        return all(column.stop.time_left == 0.0 for column in self._columns)
 
     @property
     def rest_position(self) -> np.ndarray:
         """[N] where the columns come to rest if they brake from now on."""
-        return np.array([column.stopping(np.inf)[0] for column in self._columns])
+        return np.array([column.stop.end for column in self._columns])
 
     def anchor(
         self, position: np.ndarray, velocity: np.ndarray | None = None, acceleration: np.ndarray | None = None
@@ -188,6 +238,7 @@ class Envelope:
             (zeros if velocity is None else velocity, "anchor velocity"),
             (zeros if acceleration is None else acceleration, "anchor acceleration"),
         )]  # fmt: skip
+        self._plan = None
         for column, p, v, a in zip(self._columns, *(s.tolist() for s in states), strict=True):
             column.anchor(p, v, a)
 
@@ -202,29 +253,52 @@ class Envelope:
         """
         position = self._checked(position, "target position")
         velocity = self._checked(velocity, "target velocity")
+        if self.workspace is not None:
+            inside = np.clip(position, self.columns.lower, self.columns.upper)
+            velocity, position = np.where(inside == position, velocity, 0.0), inside
+            position, velocity = self.workspace.within(self._position, position, velocity, ahead)
         for column, p, v in zip(self._columns, position.tolist(), velocity.tolist(), strict=True):
-            column.track(p, v, ahead)
+            column.propose(p, v, ahead)
+        self._plan = _plan([column.proposed_stop for column in self._columns], self.period)
+        self.held_back = "" if self.workspace is None else self._forbidden(*self._plan)
+        if self.held_back:
+            return self.brake()
+        for column in self._columns:
+            column.take()
         return self.setpoint
+
+    def _forbidden(self, times: np.ndarray, positions: np.ndarray, velocities: np.ndarray) -> str:
+        """Why the workspace forbids a plan that begins a period from now, in words; empty if it does not."""
+        return self.workspace.forbids(
+            np.concatenate([[0.0], times + self.period]),
+            np.vstack([self._position, positions]),
+            np.vstack([velocities[:1], velocities]),
+        )
+
+    @property
+    def _position(self) -> np.ndarray:
+        return np.array([column.position for column in self._columns])
 
     def brake(self) -> Setpoint:
         """Advance one period of a stop inside the limits."""
+        self._plan = None
         for column in self._columns:
             column.brake()
         return self.setpoint
 
-    def stop_plan(self, points: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def stop_plan(self) -> Stops:
         """The setpoint and the stop from it, for a controller that must come to rest if nothing follows.
 
         Returns:
-            times [points] s after the setpoint (the first is 0), positions [points, N], velocities [points, N];
-            the last velocity is 0.
+            times [`PLAN_POINTS`] s after the setpoint (the first is 0), positions [`PLAN_POINTS`, N], velocities
+            [`PLAN_POINTS`, N]; the last velocity is 0.
         """
-        duration = max(*(column.time_to_rest for column in self._columns), SHORTEST_PLAN)
-        times = np.linspace(0.0, duration, points)
-        ahead = times.tolist()
-        states = np.array([[column.stopping(t) for column in self._columns] for t in ahead])
-        states[0] = [(column.position, column.velocity) for column in self._columns]
-        return times, states[:, :, 0], states[:, :, 1]
+        if self._plan is None:
+            self._plan = _plan([column.stop for column in self._columns], self.period)
+        times, positions, velocities = self._plan
+        # Exact where the trajectory's own arithmetic is not.
+        positions[0], velocities[0] = self._position, [column.velocity for column in self._columns]
+        return times, positions, velocities
 
     def _checked(self, values: Sequence[float] | np.ndarray, what: str) -> np.ndarray:
         values = np.asarray(values, float)
@@ -233,3 +307,13 @@ class Envelope:
         if not np.isfinite(values).all():
             raise Refused(f"{what}: {self.columns.describe_non_finite(values)}")
         return values
+
+
+def _plan(stops: Sequence[Stop], period: float) -> Stops:
+    """Times [P] s from now on until all rest, positions and velocities [P, N]."""
+    duration = max(*(stop.time_left for stop in stops), SHORTEST_PLAN)
+    # One point after the first period: until then velocities may still rise, as accelerations are run down.
+    times = np.concatenate([[0.0], np.linspace(period, duration, PLAN_POINTS - 1)])
+    ahead = times.tolist()
+    states = np.array([stop.at(ahead) for stop in stops])
+    return times, states[:, :, 0].T.copy(), states[:, :, 1].T.copy()

@@ -293,7 +293,13 @@ class ArmNode(VigilNode):
             f"period {loop.mean * 1e3:.2f} ms, p99 {loop.p99 * 1e3:.2f} ms, {self.priority}",
             {"missed_deadlines": loop.missed},
         )
-        broken = any(count for kind, count in refused.items() if kind != "late_chunk")
+        yield Health(
+            "envelope",
+            WARN if controller.envelope.held_back else OK,
+            controller.envelope.held_back or "ok",
+            {"periods_held_back": refused["held_back"]},
+        )
+        broken = any(count for kind, count in refused.items() if kind not in ("late_chunk", "held_back"))
         yield Health(
             "inputs",
             WARN if broken else OK,

@@ -1,0 +1,131 @@
+"""Where the arm's tool may be and how fast: boxes and a speed limit in the base frame.
+
+The envelope asks twice per control period. First `within` moves a target to where the tool may go, so that a source that
+wants too much is led along the wall instead of stopping at it. Then `forbids` judges the next setpoint together with the
+stop that follows from it: what cannot stop inside is not begun.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import islice, pairwise
+
+import numpy as np
+
+from vigil import kinematics
+from vigil.kinematics import Vector
+from vigil.rig import ArmConfig
+
+SHARE = 0.9
+"""Of the speed limit that targets use: columns do not speed up alike."""
+JUDGED = 0.94
+"""Of the speed limit, above which a way is forbidden: within a stop the tool can be faster than where it is looked at."""
+MARGIN = 0.003
+"""[m] Targets stay this far from walls, and arms do not cut into them on their way."""
+SLIDE = 0.01
+"""[m] Longest step along a wall."""
+SOON = 1e-4
+"""[s] In which speeds are measured."""
+TOLERANCE = 1e-9
+
+
+class Workspace:
+    """Limits of an arm with Franka's kinematics. Positions in m, base frame; columns as in the rig file, gripper last."""
+
+    def __init__(self, arm: ArmConfig) -> None:
+        self._limits = arm.workspace
+        self._offset = arm.tool_offset
+        self._inside = arm.workspace.inside
+        self._keep_out = tuple(arm.workspace.keep_out.values())
+
+    def outside(self, position: np.ndarray) -> str:
+        """Why the tool may not be where it is for columns [N], in words; empty if it may."""
+        point = self._tool(position)
+        depth = self._depth(point)
+        return (
+            f"the tool is {depth * 1e3:.0f} mm outside its workspace, at {_told(point)} m"
+            if depth > TOLERANCE
+            else ""
+        )
+
+    def within(
+        self, position: np.ndarray, target: np.ndarray, velocity: np.ndarray, ahead: float
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """What to follow instead of ``target`` [N] with ``velocity`` [N], due ``ahead`` seconds from ``position`` [N].
+
+        A target that is allowed comes back as it is; instead of one that is too far, one on the way to it.
+        """
+        here = self._tool(position)
+        nearer = self._no_farther(position, here, target, SHARE * self._limits.tool_speed * ahead)
+        if self._depth(self._tool(nearer)) > -MARGIN:
+            # Along the wall in short steps: between two of them the tool moves on a bow, which may not cut into the wall.
+            nearer = self._led_inside(self._no_farther(position, here, nearer, SLIDE))
+            if self._depth(self._tool(nearer)) > 0.0:
+                nearer = position.copy()
+        return (target, velocity) if nearer is target else (nearer, (nearer - position) / ahead)
+
+    def _no_farther(
+        self, position: np.ndarray, here: Vector, target: np.ndarray, longest: float
+    ) -> np.ndarray:
+        """The target, or what lies on the way to it with its tool ``longest`` m from here."""
+        distance = math.dist(here, self._tool(target))
+        return target if distance <= longest else position + (longest / distance) * (target - position)
+
+    def forbids(self, times: np.ndarray, positions: np.ndarray, velocities: np.ndarray) -> str:
+        """Why the tool may not take a way, in words; empty if it may.
+
+        Args:
+            times: [P] s, increasing.
+            positions: [P, N] from the present setpoint on.
+            velocities: [P, N].
+
+        Who is outside already may go where it is less far outside.
+        """
+        points = [self._tool(position) for position in positions.tolist()]
+        steps = [math.dist(a, b) for a, b in pairwise(points)]
+        # Joints do not brake alike: the tool can be faster within a stop than at both of its ends.
+        soon = (self._tool(position) for position in (positions + SOON * velocities).tolist())
+        speed = max(
+            steps[0] / float(times[1] - times[0]),
+            *(math.dist(a, b) / SOON for a, b in zip(points[1:], islice(soon, 1, None), strict=True)),
+        )
+        if speed > JUDGED * self._limits.tool_speed:
+            return f"the tool would move at {speed:.2f} m/s, allowed are {self._limits.tool_speed:g}"
+        # Between two points that were looked at nothing sticks out by more than half of the way between them.
+        margin = 0.5 * max(steps)
+        allowed = max(self._depth(points[0], margin), 0.0) + TOLERANCE
+        for point in points[1:]:
+            if self._depth(point, margin) > allowed:
+                return f"the tool would leave its workspace, to {_told(point)} m"
+        return ""
+
+    def _tool(self, position: Sequence[float]) -> Vector:
+        return kinematics.position(position, self._offset)
+
+    def _led_inside(self, target: np.ndarray) -> np.ndarray:
+        """The target moved so that its tool is at the nearest place inside, by damped least squares."""
+        moved, there = target.copy(), self._tool(target)
+        for _ in range(3):
+            error = [
+                min(max(x, low + MARGIN), high - MARGIN) - x
+                for x, low, high in zip(there, self._inside.lower, self._inside.upper, strict=True)
+            ]
+            matrix = kinematics.jacobian(moved[:7], self._offset)[:3]
+            moved[:7] += matrix.T @ np.linalg.solve(matrix @ matrix.T + 1e-4 * np.eye(3), error)
+            there = self._tool(moved)
+        return moved
+
+    def _depth(self, point: Vector, margin: float = 0.0) -> float:
+        """How far a point is from where it may be [m]; at most 0 inside. ``margin`` [m] is kept from keep-out boxes."""
+        x, y, z = point
+        (x0, y0, z0), (x1, y1, z1) = self._inside.lower, self._inside.upper
+        depth = max(x0 - x, x - x1, y0 - y, y - y1, z0 - z, z - z1)
+        for box in self._keep_out:
+            (x0, y0, z0), (x1, y1, z1) = box.lower, box.upper
+            depth = max(depth, min(x - x0, x1 - x, y - y0, y1 - y, z - z0, z1 - z) + margin)
+        return depth
+
+
+def _told(point: Vector) -> str:
+    return f"({', '.join(f'{value:.3f}' for value in point)})"
