@@ -8,13 +8,16 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
 import yaml
+from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
+from rcl_interfaces.srv import SetParameters
 from rclpy.qos import QoSProfile
 from sensor_msgs.msg import CameraInfo, JointState
-from std_msgs.msg import Float64MultiArray
+from std_msgs.msg import Bool, Float64MultiArray
 from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
 from vigil_msgs.msg import ActionChunk, ControlState, FailureStatus, TeleopCommand
@@ -201,6 +204,12 @@ def rig_file(tmp_path):
 
 @pytest.fixture
 def live(tmp_path, rig_file):
+    with live_arm(tmp_path, rig_file) as made:
+        yield made
+
+
+@contextmanager
+def live_arm(tmp_path, rig_file):
     log = tmp_path / "arm.log"
     with (
         graph(NAMESPACE) as test,
@@ -211,6 +220,44 @@ def live(tmp_path, rig_file):
         assert test.activate("arm"), log.read_text()
         with made.world:
             yield made
+
+
+def test_an_estop_button_has_to_be_heard_and_stops_the_arm(tmp_path, rig_file):
+    data = yaml.safe_load(rig_file.read_text())
+    data["watchdogs"]["estop"] = 1.0
+    rig_file.write_text(yaml.safe_dump(data))
+    with live_arm(tmp_path, rig_file) as live:
+        button = live.test.node.create_publisher(Bool, "estop/released", SENSOR)
+        wait_for(lambda: "estop" in live.state.blocked_by, what="the button is missed")
+        released = [True]
+        timer = live.test.node.create_timer(0.05, lambda: button.publish(Bool(data=released[0])))
+        live.engage_and_move()
+        released[0] = False
+        assert "the e-stop button is pressed" in live.until("ESTOP", "estop").reason
+        wait_for(live.stands_still)
+        assert not live.request("reset").success
+        released[0] = True
+        wait_for(lambda: live.request("reset").success, what="reset after release")
+        live.engage_and_move()
+        live.test.node.destroy_timer(timer)
+        assert "estop: nothing for" in live.until("ESTOP", "estop").reason
+        wait_for(live.stands_still)
+
+
+def test_the_speed_may_be_lowered_while_it_runs_and_not_raised(live):
+    def ask(speed: float):
+        value = ParameterValue(type=ParameterType.PARAMETER_DOUBLE, double_value=speed)
+        request = SetParameters.Request(parameters=[Parameter(name="speed", value=value)])
+        (answer,) = live.test.call(SetParameters, "arm/set_parameters", request).results
+        return answer
+
+    assert ask(0.3).successful
+    live.engage_and_move()
+    refused = ask(0.6)
+    assert not refused.successful and "at most 0.3" in refused.reason
+    limits = load_rig("franka_sim").arm.limits
+    fastest = 0.3 * max(limits[name].velocity for name in list(limits)[:-1])
+    assert 0.0 < max(max(map(abs, t.points[0].velocities)) for t in live.world.trajectories) <= fastest
 
 
 def test_engage_moves_the_arm_and_hold_stops_it(live):

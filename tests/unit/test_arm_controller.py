@@ -6,6 +6,7 @@ import pytest
 from vigil import kinematics
 from vigil.arm.authority import Authority
 from vigil.arm.clutch import Mode, OperatorCommand
+from vigil.arm.columns import Refused
 from vigil.arm.controller import ArmController
 from vigil.arm.curves import SECOND
 from vigil.arm.tracking import Chunk
@@ -559,3 +560,66 @@ def test_a_chunk_that_leads_through_the_table_is_not_followed_there(world):
     ]
     assert heights.min() >= 0.0 and heights[-1] < 0.05
     world.assert_inside()
+
+
+@pytest.fixture
+def with_button(rig):
+    return World(rig.model_copy(update={"watchdogs": rig.watchdogs.model_copy(update={"estop": 0.1})}))
+
+
+def press(world, released=False):
+    return world.arm.on_estop_button(released, world.now)
+
+
+def with_released_button(world, ticks):
+    for _ in range(ticks):
+        press(world, released=True)
+        world.step()
+    return world
+
+
+def test_nobody_gets_control_before_the_estop_button_was_heard(with_button):
+    world = with_button.step(30)
+    assert world.arm.authority is Authority.HOLD
+    assert "estop: nothing heard yet" in world.arm.engage(world.now).message
+    world.take_over().step()
+    assert world.arm.authority is Authority.HOLD and "release the e-stop button" in world.arm.last_refusal
+    with_released_button(world, 6)
+    assert world.arm.authority is Authority.OPERATOR
+
+
+@pytest.mark.parametrize("how", ["pressed", "silent"])
+def test_an_estop_button_that_is_pressed_or_silent_stops_and_latches(with_button, how):
+    world = with_released_button(with_button, 30).engage()
+    with_released_button(world, 60)
+    assert np.abs(world.commands[-1] - world.commands[-2])[:7].max() > 1e-3
+    if how == "pressed":
+        assert press(world)
+        world.step(10)
+    else:
+        world.step(12)
+    assert world.arm.authority is Authority.ESTOP
+    assert ("pressed" if how == "pressed" else "estop: nothing for 0.11 s") in world.arm.machine.last.reason
+    world.step(60)
+    world.assert_inside()
+    assert np.ptp(world.commands[-10:], axis=0).max() == 0.0
+    answer = world.arm.reset(world.now)
+    assert not answer.granted and "release the e-stop button" in answer.message
+    press(world, released=True)
+    assert world.arm.reset(world.now).granted and world.arm.authority is Authority.HOLD
+
+
+def test_a_moving_arm_may_be_slowed_down_but_not_sped_up(moving):
+    def speed(commands):
+        return np.abs(np.diff(commands, axis=0))[:, :7].max() * 100
+
+    assert speed(moving.commands[-20:]) > 0.25
+    moving.arm.envelope.slow_down(0.1)
+    moving.step(20).commands.clear()
+    moving.step(100)
+    assert 0.1 < speed(moving.commands) <= 0.1 * moving.arm.columns.velocity[:7].max()
+    moving.assert_inside()
+    for share in (0.5, 0.0, -1.0, float("nan")):
+        with pytest.raises(Refused, match="may be lowered"):
+            moving.arm.envelope.slow_down(share)
+    assert moving.arm.envelope.speed == 0.1

@@ -165,7 +165,10 @@ class MonitorConfig(Strict):
 
 
 class WatchdogConfig(Strict):
-    """How long an input may be silent before the arm holds [s]. ``node``: a process of the stack that died."""
+    """How long an input may be silent before the arm holds [s]. ``node``: a process of the stack that died.
+
+    ``estop``: of a button that says all the time that it is released; its silence is an e-stop. None: there is no button.
+    """
 
     joint_states: Positive = 0.15
     chunk: Positive = 0.6
@@ -173,6 +176,7 @@ class WatchdogConfig(Strict):
     camera: Positive = 0.3
     operator: Positive = 0.25
     node: Annotated[float, Field(ge=0.15, allow_inf_nan=False)] = 0.25
+    estop: Positive | None = None
 
 
 class TeleopConfig(Strict):

@@ -171,6 +171,14 @@ class ArmController:
         """A sign of life of one camera's stream."""
         self.inputs.cameras[name].feed(now)
 
+    def on_estop_button(self, released: bool, now: int) -> bool:
+        """The e-stop button, heard again and again: pressed is an e-stop, and so is its silence (see `tick`)."""
+        if released:
+            self.inputs.estop.feed(now)
+            return False
+        self.inputs.estop.forget()
+        return self._fire(Event.ESTOP, now, now, "the e-stop button is pressed")
+
     def on_node(self, name: str, alive: bool, left: bool, now: int) -> bool:
         """A node of the stack came, died, or (``left``) went in order."""
         self.inputs.node(name, alive, left)
@@ -204,6 +212,8 @@ class ArmController:
 
     def reset(self, now: int) -> Answer:
         """ESTOP -> HOLD."""
+        if silent := self.inputs.estop_silence(now):
+            return Answer(False, f"reset refused: {silent}")
         return self._request(Event.RESET, now, "e-stop reset: waiting for engage")
 
     # The control step -----------------------------------------------------------------------------------------
@@ -275,6 +285,10 @@ class ArmController:
         return Plan(stamp, times + self.period, positions, velocities)
 
     def _supervise(self, now: int) -> None:
+        # A button that was never heard keeps the arm from being given away; one that falls silent stops it.
+        button = self.inputs.estop
+        if button is not None and button.heard and (late := button.overdue(now)):
+            self._fire(Event.ESTOP, now, now, str(late))
         if self.authority not in (Authority.POLICY, Authority.OPERATOR):
             return
         if not self._lockstep and (late := self.inputs.joint_states.overdue(now)):
@@ -299,6 +313,8 @@ class ArmController:
             return "the e-stop is latched: call arm/reset first"
         if not self.machine.allows(event):
             return f"{self.authority.name} has control"
+        if silent := self.inputs.estop_silence(now):
+            return silent
         missing = self.inputs.absent(now)
         if missing and self.last_refusal:
             missing.append(f"last refused: {self.last_refusal}")
@@ -323,8 +339,8 @@ class ArmController:
         if not self.inputs.joint_states.fresh(now):
             self._refuse("take_over", f"take over refused: {self.inputs.joint_states.silence(now)}")
             return False
-        if outside := self.feedback.outside(CLOSE):
-            self._refuse("take_over", f"take over refused: {outside}")
+        if refused := self.inputs.estop_silence(now) or self.feedback.outside(CLOSE):
+            self._refuse("take_over", f"take over refused: {refused}")
             return False
         if not self._close_to_measured():
             # A fast arm lags behind its setpoint: neither may the setpoint jump back, nor may control change hands far

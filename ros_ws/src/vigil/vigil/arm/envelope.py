@@ -56,6 +56,7 @@ class _Column:
         self._to_rest.target_velocity = [0.0]
         self.position, self.velocity, self.acceleration = 0.0, 0.0, 0.0
         self._proposed: tuple[float, float, float] | None = None
+        self._speed = HEADROOM * limits.velocity  # of targets, and on the way to them
         self.anchor(0.5 * (limits.lower + limits.upper), 0.0, 0.0)
 
     @staticmethod
@@ -83,12 +84,16 @@ class _Column:
             self._can_stop(position, velocity, acceleration)
         self._take(position, velocity, acceleration)
 
+    def slow_down(self, share: float) -> None:
+        """Use ``share`` of the velocity limit."""
+        self._speed = share * HEADROOM * self._limits.velocity
+        self._to_target.max_velocity = [self._speed]
+
     def propose(self, position: float, velocity: float, ahead: float) -> None:
         """Plan one period towards a target that is due ``ahead`` seconds from now; `take` or `brake` follows."""
         self._proposed = None
         limits, to_target = self._limits, self._to_target
-        inside = self._clamped(position)
-        speed = HEADROOM * limits.velocity
+        inside, speed = self._clamped(position), self._speed
         to_target.minimum_duration = ahead
         to_target.target_position = [inside]
         to_target.target_velocity = [min(max(velocity, -speed), speed) if inside == position else 0.0]
@@ -197,6 +202,7 @@ class Envelope:
         workspace: limits of the tool; none if left out.
 
     Attributes:
+        speed: share of the velocity limits that is used.
         held_back: why the newest target was not followed, in words; empty if it was.
     """
 
@@ -204,6 +210,7 @@ class Envelope:
         self.columns = columns
         self.period = period
         self.workspace = workspace
+        self.speed = 1.0
         self.held_back = ""
         self._columns = [_Column(limits, period) for limits in columns.limits]
         self._plan: Stops | None = None  # of the setpoint, where it is known already
@@ -241,6 +248,23 @@ class Envelope:
         self._plan = None
         for column, p, v, a in zip(self._columns, *(s.tolist() for s in states), strict=True):
             column.anchor(p, v, a)
+
+    def slow_down(self, share: float) -> None:
+        """From now on use ``share`` of the velocity limits, of joints and tool. It may get slower, never faster again.
+
+        Raises:
+            Refused: not above 0, or more than what is in force.
+        """
+        if not 0.0 < share <= self.speed:
+            raise Refused(
+                f"speed {share:g} is refused: at run time it may be lowered, to more than 0 and at most {self.speed:g}, what "
+                "is in force; restart the arm node for more"
+            )
+        self.speed = share
+        for column in self._columns:
+            column.slow_down(share)
+        if self.workspace is not None:
+            self.workspace.slow_down(share)
 
     def track(self, position: np.ndarray, velocity: np.ndarray, ahead: float) -> Setpoint:
         """Advance one period towards a target [N] that is due ``ahead`` seconds after the current setpoint.

@@ -11,12 +11,14 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 import numpy as np
+from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import Clock, ClockType
 from rclpy.event_handler import QoSLivelinessChangedInfo, SubscriptionEventCallbacks
 from rclpy.executors import ExternalShutdownException, ShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
+from rclpy.parameter import Parameter
 from sensor_msgs.msg import CameraInfo, JointState
-from std_msgs.msg import Empty, Float64MultiArray
+from std_msgs.msg import Bool, Empty, Float64MultiArray
 from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 from vigil_msgs.msg import ActionChunk, ControlState, FailureStatus, TeleopCommand
@@ -25,10 +27,12 @@ from vigil.arm.adapters.plan import Plan
 from vigil.arm.adapters.ros2_control import Command, Trajectory, adapters
 from vigil.arm.authority import Authority
 from vigil.arm.clutch import OperatorCommand
+from vigil.arm.columns import Refused
 from vigil.arm.controller import Answer, ArmController
 from vigil.arm.loop_statistics import LoopStatistics
 from vigil.arm.tracking import Chunk
 from vigil.bringup import node_specs
+from vigil.errors import VigilError
 from vigil.node import (
     COMMAND,
     EVENTS,
@@ -60,6 +64,8 @@ class ArmNode(VigilNode):
 
     def __init__(self) -> None:
         super().__init__("arm")
+        self.declare_parameter("speed", 1.0)
+        self.add_on_set_parameters_callback(self._on_parameters)
         self._controller: ArmController | None = None
         self._stack: StackWatch | None = None
 
@@ -68,6 +74,10 @@ class ArmNode(VigilNode):
     def setup(self) -> None:
         rig = self.rig
         self._controller = ArmController(rig, lockstep=self.lockstep)
+        try:
+            self._controller.envelope.slow_down(self.get_parameter("speed").value)
+        except Refused as error:
+            raise VigilError(str(error)) from None
         self._loop = LoopStatistics(self._controller.period)
         self._last_tick = 0
         self._latency = round(rig.sim.latency * 1e9) if self.lockstep else 0
@@ -89,10 +99,22 @@ class ArmNode(VigilNode):
         self.listen(TeleopCommand, "teleop/command", self._on_operator, NEWEST)
         if rig.monitor.level != "none":
             self.listen(FailureStatus, "monitor/status", self._on_monitor, EVENTS)
+        if self._controller.inputs.estop is not None:
+            self.listen(Bool, "estop/released", self._on_estop_button, NEWEST)
         for request in REQUESTS:
             self.serve(Trigger, f"arm/{request}", partial(self._on_request, request))
         if not self.lockstep:
             self._watch_the_stack()
+
+    def _on_parameters(self, parameters: list[Parameter]) -> SetParametersResult:
+        """``speed``: a running arm is slowed down at once, and not made faster."""
+        for parameter in parameters:
+            if parameter.name == "speed" and self._controller is not None:
+                try:
+                    self._controller.envelope.slow_down(float(parameter.value))
+                except (Refused, TypeError, ValueError) as error:
+                    return SetParametersResult(successful=False, reason=str(error))
+        return SetParametersResult(successful=True)
 
     def _watch_the_stack(self) -> None:
         for camera in self.rig.cameras:
@@ -196,6 +218,11 @@ class ArmNode(VigilNode):
         )
         self._react(self._controller.on_operator(command, now), now)
 
+    def _on_estop_button(self, message: Bool) -> None:
+        if self.active:
+            now = self.now()
+            self._react(self._controller.on_estop_button(message.data, now), now)
+
     def _on_camera(self, name: str, _: bytes) -> None:
         if self.active:
             self._controller.on_camera(name, self.now())
@@ -297,7 +324,7 @@ class ArmNode(VigilNode):
             "envelope",
             WARN if controller.envelope.held_back else OK,
             controller.envelope.held_back or "ok",
-            {"periods_held_back": refused["held_back"]},
+            {"periods_held_back": refused["held_back"], "speed": controller.envelope.speed},
         )
         broken = any(count for kind, count in refused.items() if kind not in ("late_chunk", "held_back"))
         yield Health(

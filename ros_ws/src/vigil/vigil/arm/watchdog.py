@@ -48,6 +48,11 @@ class Watchdog:
         """As if the input had never been heard."""
         self._heard = None
 
+    @property
+    def heard(self) -> bool:
+        """Whether the input was ever heard."""
+        return self._heard is not None
+
     def fresh(self, now: int) -> bool:
         """Whether the input was truly heard within its limit, excused or not."""
         return self._heard is not None and now - self._heard <= self._limit
@@ -72,6 +77,7 @@ class Inputs:
         joint_states, chunk, operator: one watchdog each.
         monitor: None if the rig runs without one.
         cameras: by name.
+        estop: the e-stop button; None if the rig has none.
     """
 
     def __init__(self, rig: RigConfig, lockstep: bool) -> None:
@@ -82,6 +88,7 @@ class Inputs:
         self.operator = Watchdog("operator", limits.operator)
         self.monitor = None if rig.monitor.level == "none" else Watchdog("monitor", limits.monitor)
         self.cameras = {c.name: Watchdog(f"camera {c.name}", limits.camera) for c in rig.cameras}
+        self.estop = None if lockstep or limits.estop is None else Watchdog("estop", limits.estop)
         self._nodes: dict[str, bool] = {}
 
     def node(self, name: str, alive: bool, left: bool) -> None:
@@ -99,6 +106,12 @@ class Inputs:
     def _policy_needs(self) -> list[Watchdog]:
         needed = [self.chunk] if self.monitor is None else [self.chunk, self.monitor]
         return needed if self._lockstep else [*needed, *self.cameras.values(), self.operator]
+
+    def estop_silence(self, now: int) -> str:
+        """Why the e-stop button does not let the arm move, in words; empty if it does, or if there is none."""
+        if self.estop is None or self.estop.fresh(now):
+            return ""
+        return f"{self.estop.silence(now)}: release the e-stop button, or connect it"
 
     def begin(self, until: int) -> None:
         """The policy starts anew: chunks and verdicts are not missed before ``until`` [ns]."""

@@ -36,8 +36,13 @@ class Workspace:
     def __init__(self, arm: ArmConfig) -> None:
         self._limits = arm.workspace
         self._offset = arm.tool_offset
+        self._speed = arm.workspace.tool_speed
         self._inside = arm.workspace.inside
         self._keep_out = tuple(arm.workspace.keep_out.values())
+
+    def slow_down(self, share: float) -> None:
+        """Allow ``share`` (0 to 1) of the rig file's speed."""
+        self._speed = share * self._limits.tool_speed
 
     def outside(self, position: np.ndarray) -> str:
         """Why the tool may not be where it is for columns [N], in words; empty if it may."""
@@ -57,7 +62,7 @@ class Workspace:
         A target that is allowed comes back as it is; instead of one that is too far, one on the way to it.
         """
         here = self._tool(position)
-        nearer = self._no_farther(position, here, target, SHARE * self._limits.tool_speed * ahead)
+        nearer = self._no_farther(position, here, target, SHARE * self._speed * ahead)
         if self._depth(self._tool(nearer)) > -MARGIN:
             # Along the wall in short steps: between two of them the tool moves on a bow, which may not cut into the wall.
             nearer = self._led_inside(self._no_farther(position, here, nearer, SLIDE))
@@ -90,8 +95,8 @@ class Workspace:
             steps[0] / float(times[1] - times[0]),
             *(math.dist(a, b) / SOON for a, b in zip(points[1:], islice(soon, 1, None), strict=True)),
         )
-        if speed > JUDGED * self._limits.tool_speed:
-            return f"the tool would move at {speed:.2f} m/s, allowed are {self._limits.tool_speed:g}"
+        if speed > JUDGED * self._speed:
+            return f"the tool would move at {speed:.2f} m/s, allowed are {self._speed:g}"
         # Between two points that were looked at nothing sticks out by more than half of the way between them.
         margin = 0.5 * max(steps)
         allowed = max(self._depth(points[0], margin), 0.0) + TOLERANCE
