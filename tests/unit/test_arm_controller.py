@@ -1,5 +1,7 @@
 """The whole control step without ROS, against the controllers that the simulated hardware runs."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -623,3 +625,33 @@ def test_a_moving_arm_may_be_slowed_down_but_not_sped_up(moving):
         with pytest.raises(Refused, match="may be lowered"):
             moving.arm.envelope.slow_down(share)
     assert moving.arm.envelope.speed == 0.1
+
+
+@pytest.mark.parametrize("source", ["policy", "operator"])
+def test_a_robot_that_stops_by_itself_is_noticed_and_goes_on_by_request(rig, source):
+    """As after a reflex of the robot, or when its controller was stopped."""
+    watchdogs = rig.watchdogs.model_copy(update={"following_error": 0.3})
+    world = World(rig.model_copy(update={"watchdogs": watchdogs})).step(30)
+    world.chunks_go_to = world.device = world.home + 0.9 * (np.arange(8) == 0)
+    world.mode = Mode.ABSOLUTE
+    world.step(5)
+    world.engage() if source == "policy" else world.take_over()
+    world.step(60)
+    stopped = world.measured
+    world.send = lambda plan: None
+    world.hardware.hold(stopped)
+    for _ in range(300):
+        world.step()
+        if world.arm.authority is Authority.HOLD:
+            break
+    assert world.arm.machine.last.event == "not_following"
+    assert re.match(r"fr3_joint1 is 0\.[3-6]\d rad from its command.*reflex", world.arm.machine.last.reason)
+    assert world.plans[-1] is None and world.arm.commanded == pytest.approx(world.measured)
+    del world.send
+    world.deadman = False
+    world.step(100)
+    assert world.measured == pytest.approx(stopped), "nothing moves by itself when the robot is back"
+    world.commands.clear()
+    world.engage().step(100)
+    assert np.abs(world.arm.first_step)[:7].max() <= 0.01
+    world.assert_inside()

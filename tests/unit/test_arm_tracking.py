@@ -89,9 +89,12 @@ def test_without_a_chunk_nothing_is_stale_and_the_target_is_the_start(tracker, h
     assert np.array_equal(position, home) and not velocity.any()
 
 
+@pytest.mark.parametrize("seam", ["blend", "ensemble"])
 @pytest.mark.parametrize("interval", [0.2, 0.07, 0.011])
-def test_seams_have_no_jump_in_position_or_velocity(tracker, columns, home, interval):
+def test_seams_have_no_jump_in_position_or_velocity(columns, home, interval, seam):
     """Complaint 2: jumps at the seam of two chunks, also when chunks come quicker than a fade lasts."""
+    tracker = ChunkTracker(columns, PERIOD, seam)
+    tracker.restart(home, START)
     rng = np.random.default_rng(3)
     path, speed = [], []
     every = int(interval * SECOND)
@@ -107,6 +110,38 @@ def test_seams_have_no_jump_in_position_or_velocity(tracker, columns, home, inte
     path, speed = np.array(path), np.array(speed)
     assert np.abs(np.diff(path, axis=0)).max() < 0.015
     assert np.abs(np.diff(speed, axis=0)).max() < 1.0
+
+
+def test_an_ensemble_is_the_weighted_mean_of_the_chunks_that_hold(columns, home):
+    tracker = ChunkTracker(columns, PERIOD, "ensemble", fade=0.01)
+    tracker.restart(home, START)
+    offsets, every = [0.0, 0.06, -0.03], SECOND // 5
+    for k, offset in enumerate(offsets):
+        stamp = START + 1 + k * every
+        tracker.accept(make(columns, ramp(home + offset * (np.arange(8) < 7)), stamp), stamp, stamp)
+
+    def expected(instant, members):
+        weights = np.exp(-0.01 * np.arange(len(members)))
+        ramps = [home[0] + offsets[k] + 0.02 * (instant - START - 1 - k * every) / STEP for k in members]
+        return np.average(ramps, weights=weights)
+
+    # Three hold for 0.75 s from their stamps on; then one after another ends.
+    for ahead, members in ((0.6, [0, 1, 2]), (0.85, [1, 2]), (1.05, [2])):
+        instant = START + int(ahead * SECOND)
+        position, velocity = tracker.target(instant)
+        assert position[0] == pytest.approx(expected(instant, members), abs=1e-6)
+        assert velocity[0] == pytest.approx(0.02 / STEP_DT)
+    position, velocity = tracker.target(START + 3 * SECOND)
+    assert position[0] == pytest.approx(home[0] - 0.03 + 0.02 * (HORIZON - 1)) and not velocity.any()
+
+
+def test_a_switch_takes_the_new_chunk_at_once(columns, home):
+    tracker = ChunkTracker(columns, PERIOD, "switch")
+    tracker.restart(home, START)
+    settled(tracker, make(columns, ramp(home), START + 1))
+    now = START + SECOND // 5
+    tracker.accept(make(columns, ramp(home + 0.1 * (np.arange(8) < 7)), now), now, now)
+    assert tracker.target(now + 1)[0][:7] == pytest.approx(home[:7] + 0.1, abs=1e-6)
 
 
 def test_a_fade_between_chunks_that_lie_apart_adds_no_velocity_of_its_own(tracker, columns, home):

@@ -135,6 +135,9 @@ class CameraConfig(Strict):
         return self
 
 
+Seam = Literal["blend", "switch", "ensemble"]
+
+
 class PolicyConfig(Strict):
     """Which bundle drives the arm, and how often it is asked."""
 
@@ -148,6 +151,10 @@ class PolicyConfig(Strict):
         description="of these, how many are drawn first: the arm gets one of them before the others are drawn",
     )
     selection: Literal["first", "medoid"] = "medoid"
+    seam: Seam = Field(
+        "blend",
+        description="how the arm goes from chunk to chunk: cross-fade, at once, or mean of all that hold",
+    )
     max_skew: Positive = Field(0.05, description="largest difference of stamps within one observation [s]")
     threads: Annotated[int, Field(ge=1, le=64)] = 1
     seed: int = 0
@@ -167,6 +174,7 @@ class MonitorConfig(Strict):
 class WatchdogConfig(Strict):
     """How long an input may be silent before the arm holds [s]. ``node``: a process of the stack that died.
 
+    ``following_error``: not a time but how far a joint may stay from its command [rad]; a robot that stopped by itself does.
     ``estop``: of a button that says all the time that it is released; its silence is an e-stop. None: there is no button.
     """
 
@@ -176,6 +184,7 @@ class WatchdogConfig(Strict):
     camera: Positive = 0.3
     operator: Positive = 0.25
     node: Annotated[float, Field(ge=0.15, allow_inf_nan=False)] = 0.25
+    following_error: Positive = 0.3
     estop: Positive | None = None
 
 

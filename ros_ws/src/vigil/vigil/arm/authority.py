@@ -32,6 +32,7 @@ class Event(Enum):
     STALE_JOINT_STATES = "stale_joint_states"
     JOINT_JUMP = "joint_jump"
     ENVELOPE = "envelope_violation"
+    NOT_FOLLOWING = "not_following"
     MISSING = "missing_input"
 
 
@@ -59,6 +60,7 @@ _FAULTS = {
     Event.STALE_JOINT_STATES: (Authority.POLICY, Authority.OPERATOR),
     Event.JOINT_JUMP: (Authority.POLICY, Authority.OPERATOR),
     Event.ENVELOPE: (Authority.POLICY, Authority.OPERATOR),
+    Event.NOT_FOLLOWING: (Authority.POLICY, Authority.OPERATOR),
 }
 TRANSITIONS: dict[tuple[Authority, Event], Authority] = {
     **_REQUESTS,

@@ -26,6 +26,8 @@ from vigil.rig import RigConfig
 
 CLOSE = 0.008
 """[rad] A source's first command lies this close to the measured pose; the bar is 0.01."""
+FOLLOWING_TIME = SECOND // 5
+"""[ns] for which a joint has to be away from its command before the robot counts as stopped."""
 BEGIN_TIME = SECOND * 3 // 2
 """[ns] Time that policy and monitor have for their first output after they were given control. The arm stands still."""
 CHUNK_LOOKAHEAD = 0.1
@@ -69,8 +71,12 @@ class ArmController:
         self.feedback = Feedback(self.columns)
         self.envelope = Envelope(self.columns, self.period, Workspace(rig.arm))
         self.inputs = Inputs(rig, lockstep)
-        self._tracker = ChunkTracker(self.columns, rig.policy.period)
+        self._tracker = ChunkTracker(self.columns, rig.policy.period, rig.policy.seam)
         self._clutch = Clutch(self.columns, OPERATOR_LOOKAHEAD)
+        self._following_error = rig.watchdogs.following_error
+        self._follows_at = (
+            0  # newest instant at which the arm was near its setpoint, or nothing was commanded
+        )
         self._operator_limit = int(rig.watchdogs.operator * SECOND)
         self.counts: Counter[str] = Counter()
         self.last_refusal = ""
@@ -289,9 +295,14 @@ class ArmController:
         button = self.inputs.estop
         if button is not None and button.heard and (late := button.overdue(now)):
             self._fire(Event.ESTOP, now, now, str(late))
+        stopped = self._stopped_by_itself(now)
         if self.authority not in (Authority.POLICY, Authority.OPERATOR):
             return
-        if not self._lockstep and (late := self.inputs.joint_states.overdue(now)):
+        if stopped:
+            # A robot that is cleared must not be sent to where its commands went meanwhile.
+            self._commanding = self._setpoint_known = False
+            self._fire(Event.NOT_FOLLOWING, now, now, stopped)
+        elif not self._lockstep and (late := self.inputs.joint_states.overdue(now)):
             self._fire(Event.STALE_JOINT_STATES, now, now, str(late))
         elif self.authority is Authority.OPERATOR:
             if late := self.inputs.operator.overdue(now):
@@ -302,6 +313,19 @@ class ArmController:
             self._fire(Event.STALE_CHUNK, now, now, "; ".join(self._silent(now)) + refusal)
         elif missing := self.inputs.missing(now):
             self._fire(Event.MISSING, now, now, "; ".join(missing))
+
+    def _stopped_by_itself(self, now: int) -> str:
+        """Why the robot seems to have stopped without a command, in words; empty if it follows."""
+        gap = np.abs(self.envelope.setpoint.position - self.feedback.position)[:-1]
+        worst = int(np.argmax(gap))
+        if not self._commanding or gap[worst] <= self._following_error:
+            self._follows_at = now
+        if now - self._follows_at <= FOLLOWING_TIME:
+            return ""
+        return (
+            f"{self.columns.names[worst]} is {gap[worst]:.2f} rad from its command: the robot has stopped by itself (a reflex, "
+            "a stopped controller) or is held; clear that, then engage"
+        )
 
     def _silent(self, now: int) -> list[str]:
         return self.inputs.missing(now) or ["chunk: the newest one is older than its horizon"]

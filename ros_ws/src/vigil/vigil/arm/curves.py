@@ -39,6 +39,9 @@ class Steps:
         start: instant of step 0 [ns].
         step: time between steps [ns].
         positions: [H, N].
+
+    Attributes:
+        end: instant of the last step [ns].
     """
 
     def __init__(self, start: int, step: int, positions: np.ndarray) -> None:
@@ -46,6 +49,7 @@ class Steps:
         self._positions = positions
         self._tangents = np.gradient(positions, axis=0) if len(positions) > 1 else np.zeros_like(positions)
         self._rest = np.zeros(positions.shape[1])
+        self.end = start + step * (len(positions) - 1)
 
     def at(self, instant: int) -> tuple[np.ndarray, np.ndarray]:
         index, remainder = divmod(instant - self._start, self._step)
@@ -63,12 +67,22 @@ class Steps:
         return position, velocity
 
 
+def _ramp(instant: int, start: int, duration: int) -> float:
+    """From 0 at ``start`` to 1 after ``duration`` [ns], smoothly."""
+    if instant <= start:
+        return 0.0
+    if instant >= start + duration:
+        return 1.0
+    s = (instant - start) / duration
+    return s * s * (3 - 2 * s)
+
+
 class CrossFade:
     """Several curves in order of arrival, each faded in over the ones before it.
 
     The weight is the smooth step 3 s^2 - 2 s^3, so position and velocity are continuous at both ends of a fade. The
     velocity is that of the curves, weighted in the same way, without what the fade itself adds between curves that lie
-    apart: that lasts a moment, and an arm which meets it swings past the new curve.
+    apart: that lasts a moment, and an arm which meets it swings past the new curve. A fade of no length is a switch.
     """
 
     _DEPTH = 16
@@ -93,12 +107,62 @@ class CrossFade:
             layers.popleft()  # the next one has faded in: nothing is left of this one
         position, velocity = layers[0][0].at(instant)
         for curve, start, duration in list(layers)[1:]:
-            s = (instant - start) / duration
-            if s <= 0.0:
+            weight = _ramp(instant, start, duration)
+            if weight == 0.0:
                 continue
-            s = min(s, 1.0)
-            weight = s * s * (3 - 2 * s)
             other, other_velocity = curve.at(instant)
             velocity = velocity + weight * (other_velocity - velocity)
             position = position + weight * (other - position)
         return position, velocity
+
+
+class Ensemble:
+    """The mean of all curves that hold at an instant: temporal ensembling of action chunks.
+
+    Curve k, counted from the oldest, has weight exp(-m k), m = `DECAY` (Zhao et al., "Learning Fine-Grained Bimanual
+    Manipulation with Low-Cost Hardware", 2023, section IV-B). Each is faded in when it comes and out before it ends, so that
+    neither makes a jump.
+    """
+
+    DECAY = 0.01
+    _DEPTH = 128
+
+    def __init__(self, fade_out: int) -> None:
+        """``fade_out`` [ns]: how long before its end a curve begins to leave."""
+        self._fade_out = fade_out
+        self._base: Curve = Constant(np.zeros(0))
+        self._members: deque[tuple[Steps, int, int]] = deque(maxlen=self._DEPTH)
+        self._begin = (0, 0)
+
+    def restart(self, curve: Curve) -> None:
+        """Forget everything and follow ``curve``."""
+        self._base = curve
+        self._members.clear()
+
+    def add(self, curve: Steps, start: int, duration: int) -> None:
+        """Take ``curve`` into the mean from instant ``start``, faded in over ``duration`` [ns]."""
+        if not self._members:
+            self._begin = (start, duration)
+        self._members.append((curve, start, duration))
+
+    def at(self, instant: int) -> tuple[np.ndarray, np.ndarray]:
+        """Position [N] and velocity [N] at ``instant`` [ns]; asked for in increasing order."""
+        members = self._members
+        while len(members) > 1 and instant >= members[0][0].end:
+            members.popleft()
+        position, velocity = self._base.at(instant)
+        begun = _ramp(instant, *self._begin) if members else 0.0
+        if begun == 0.0:
+            return position, velocity
+        weights = [
+            np.exp(-self.DECAY * k)
+            * _ramp(instant, start, duration)
+            * (1.0 - _ramp(instant, curve.end - self._fade_out, self._fade_out))
+            for k, (curve, start, duration) in enumerate(members)
+        ]
+        if not any(weights):  # all have come to their end, where the newest rests
+            weights[-1] = 1.0
+        shares = begun * np.array(weights) / sum(weights)
+        states = np.array([curve.at(instant) for curve, _, _ in members])
+        mean = np.tensordot(shares, states, axes=1)
+        return (1 - begun) * position + mean[0], (1 - begun) * velocity + mean[1]

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from vigil.arm.columns import Columns, Refused
-from vigil.arm.curves import SECOND, Constant, CrossFade, Steps
+from vigil.arm.curves import SECOND, Constant, CrossFade, Ensemble, Steps
+from vigil.rig import Seam
 
 OVERSHOOT = 0.25
 """A target this share of a column's range outside its limits is clamped; further out the chunk is broken."""
@@ -39,16 +40,20 @@ class ChunkTracker:
     Args:
         columns: the arm's columns.
         period: how often a chunk is expected [s]; a chunk must reach further than that.
-        seam: cross-fade from one chunk to the next [s].
+        seam: how one chunk follows another: by a cross-fade, at once, or as the mean of all that hold.
+        fade: of a cross-fade, or of a chunk into the mean [s].
         start: cross-fade from the measured pose to the first chunk [s].
     """
 
-    def __init__(self, columns: Columns, period: float, seam: float = 0.05, start: float = 0.3) -> None:
+    def __init__(
+        self, columns: Columns, period: float, seam: Seam = "blend", fade: float = 0.05, start: float = 0.3
+    ) -> None:
         self._columns = columns
         self._period = period
-        self._seam, self._start = int(seam * SECOND), int(start * SECOND)
+        self._seam = 0 if seam == "switch" else int(fade * SECOND)
+        self._start = int(start * SECOND)
         self._slack = OVERSHOOT * (columns.upper - columns.lower)
-        self._fade = CrossFade()
+        self._curve = Ensemble(self._seam) if seam == "ensemble" else CrossFade()
         self._not_before = 0
         self._step_dt: float | None = None
         self._stamp: int | None = None
@@ -56,14 +61,14 @@ class ChunkTracker:
 
     def restart(self, position: np.ndarray, instant: int) -> None:
         """Flush all chunks; rest at ``position`` [N] until one comes that is stamped after ``instant`` [ns]."""
-        self._fade.restart(Constant(position))
+        self._curve.restart(Constant(position))
         self._not_before = instant
         self._step_dt = self._stamp = None
         self._end = 0
 
     def wait_at(self, position: np.ndarray) -> None:
         """Move the pose from which the first chunk will be faded in; [N]. No chunk may be in force."""
-        self._fade.restart(Constant(position))
+        self._curve.restart(Constant(position))
 
     @property
     def has_chunk(self) -> bool:
@@ -135,7 +140,7 @@ class ChunkTracker:
         if self._stamp is not None and chunk.stamp <= self._stamp:
             raise Late("chunk is not newer than the one in force")
         step = round(chunk.step_dt * SECOND)
-        self._fade.add(
+        self._curve.add(
             Steps(chunk.stamp, step, positions), aim, self._seam if self.has_chunk else self._start
         )
         self._stamp, self._step_dt = chunk.stamp, chunk.step_dt
@@ -143,4 +148,4 @@ class ChunkTracker:
 
     def target(self, instant: int) -> tuple[np.ndarray, np.ndarray]:
         """Position [N] and velocity [N] due at ``instant`` [ns]."""
-        return self._fade.at(instant)
+        return self._curve.at(instant)
