@@ -1,4 +1,4 @@
-"""`vigil.node.Inbox` over real DDS: read on demand, or attended by a thread of its own."""
+"""`vigil.inbox.node.Inbox` over real DDS: read on demand, or attended by a thread of its own."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from rclpy.executors import SingleThreadedExecutor
 from std_msgs.msg import Int32
 
 from support.live_node import Graph, graph, wait_for
-from vigil.node import EVENTS, Inbox
+from vigil.inbox.node import Inbox
+from vigil.node import EVENTS
 
 
 @pytest.fixture

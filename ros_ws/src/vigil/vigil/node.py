@@ -6,6 +6,7 @@ ends with ``main = partial(spin_node, ThatNode)``.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -17,22 +18,18 @@ from dataclasses import dataclass, field
 import rclpy
 from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
-from rclpy.callback_groups import CallbackGroup
 from rclpy.clock import Clock, ClockType
 from rclpy.duration import Duration
-from rclpy.executors import Executor, SingleThreadedExecutor
-from rclpy.guard_condition import GuardCondition
-from rclpy.impl.implementation_singleton import rclpy_implementation
+from rclpy.executors import Executor, ExternalShutdownException, ShutdownException, SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
-from rclpy.node import Node
 from rclpy.publisher import Publisher
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, LivelinessPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.signals import SignalHandlerOptions
-from rclpy.subscription import Subscription
 from rclpy.task import Future
 from std_msgs.msg import Empty
 
 from vigil.errors import VigilError
+from vigil.inbox.node import Inbox
 from vigil.rig import RigConfig, load_rig
 
 
@@ -78,8 +75,6 @@ def to_stamp(ns: int) -> Time:
     return Time(sec=sec, nanosec=nanosec)
 
 
-MOST_AT_ONCE = 64  # messages of one topic that `Inbox.fetch` hands over: a flood must not hold its owner up
-
 OK, WARN, ERROR, STALE = (
     DiagnosticStatus.OK,
     DiagnosticStatus.WARN,
@@ -96,102 +91,6 @@ class Health:
     level: bytes = OK
     message: str = "ok"
     values: dict[str, object] = field(default_factory=dict)
-
-
-class _Unwatched(CallbackGroup):
-    """What is in it never wakes the executor."""
-
-    def can_execute(self, entity: object) -> bool:
-        return False
-
-    def beginning_execution(self, entity: object) -> bool:
-        return False
-
-    def ending_execution(self, entity: object) -> None:
-        pass
-
-
-def _raise(error: Exception) -> None:
-    raise error
-
-
-class Inbox:
-    """Subscriptions that are read when their owner has use for them, instead of waking it with every message.
-
-    rclpy waits anew, on everything that a node has, after each message: a stream of 100 Hz that is looked at ten times a
-    second costs more in wake-ups than in work. The queue (``qos.depth``) keeps what came meanwhile.
-    """
-
-    def __init__(self, node: Node) -> None:
-        self._node = node
-        self._group = _Unwatched()
-        self._subscriptions: list[Subscription] = []
-        self._lock = threading.Lock()
-        self._thread: threading.Thread | None = None
-        self._leave = GuardCondition(None, None, context=node.context)
-        self._attended = False
-
-    def listen(self, kind: type, topic: str, callback: Callable, qos: QoSProfile, **options: object) -> None:
-        """As ``create_subscription``; ``callback`` is called by `fetch`."""
-        self._subscriptions.append(
-            self._node.create_subscription(kind, topic, callback, qos, callback_group=self._group, **options)
-        )
-
-    def fetch(self) -> None:
-        """Hand over what has come since the last time, topic by topic in the order of `listen`."""
-        with self._lock:
-            for subscription in self._subscriptions:
-                handle, kind, raw = subscription.handle, subscription.msg_type, subscription.raw
-                for _ in range(MOST_AT_ONCE):
-                    with handle:
-                        taken = handle.take_message(kind, raw)
-                    if taken is None:
-                        break
-                    subscription.callback(taken[0])
-
-    def attend(self, timeout: Callable[[], float | None], on_timeout: Callable[[], None]) -> None:
-        """Hand over what comes as it comes, in a thread that waits for these subscriptions and nothing else.
-
-        An executor waits for everything that a node has and begins anew after each message: for images, which are
-        large, many and waited for, that takes as long as reading them.
-
-        Args:
-            timeout: asked before each wait: [s] after which ``on_timeout`` is called; None waits for messages alone.
-        """
-        self._attended = True
-        self._thread = threading.Thread(
-            target=self._attend, args=(timeout, on_timeout), name="inbox", daemon=True
-        )
-        self._thread.start()
-
-    def _attend(self, timeout: Callable[[], float | None], on_timeout: Callable[[], None]) -> None:
-        # As rclpy.wait_for_message does.
-        size = len(self._subscriptions)
-        waiting = rclpy_implementation.WaitSet(size, 1, 0, 0, 0, 0, self._node.context.handle)
-        try:
-            while self._attended:
-                waiting.clear_entities()
-                for subscription in self._subscriptions:
-                    waiting.add_subscription(subscription.handle)
-                waiting.add_guard_condition(self._leave.handle)
-                seconds = timeout()
-                waiting.wait(-1 if seconds is None else round(seconds * 1e9))
-                if waiting.get_ready_entities("subscription"):
-                    self.fetch()
-                elif not waiting.get_ready_entities("guard_condition"):
-                    on_timeout()
-        except Exception as error:
-            self._node.executor.create_task(_raise, error)  # as from any callback of the node
-
-    def close(self) -> None:
-        """Unsubscribe."""
-        if self._thread is not None:
-            self._attended = False
-            self._leave.trigger()
-            self._thread.join()
-            self._thread = None
-        while self._subscriptions:
-            self._node.destroy_subscription(self._subscriptions.pop())
 
 
 class VigilNode(LifecycleNode):
@@ -372,6 +271,30 @@ def spin_node(node_class: type[VigilNode], executor_class: type[Executor] = Sing
         sys.exit(1)
     finally:
         rclpy.try_shutdown()
+
+
+class SpinThread:
+    """An executor run in a thread of its own, and ended in order.
+
+    ``Executor.shutdown`` takes from a spinning thread what it is using; so the thread ends first.
+    """
+
+    def __init__(self, executor: Executor, name: str, begin: Callable[[], object] = lambda: None) -> None:
+        """``begin`` is called first in the new thread."""
+        self._executor, self._begin, self._asked_to_stop = executor, begin, Future()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Return when no callback runs any more; the executor is shut down."""
+        self._asked_to_stop.set_result(None)
+        self._thread.join()
+        self._executor.shutdown()
+
+    def _run(self) -> None:
+        self._begin()
+        with contextlib.suppress(ExternalShutdownException, ShutdownException):  # the context ended before
+            self._executor.spin_until_future_complete(self._asked_to_stop)
 
 
 def _signalled() -> Future:

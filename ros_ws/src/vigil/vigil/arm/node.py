@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import threading
 import time
 from array import array
 from collections import deque
@@ -14,7 +12,7 @@ import numpy as np
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import Clock, ClockType
 from rclpy.event_handler import QoSLivelinessChangedInfo, SubscriptionEventCallbacks
-from rclpy.executors import ExternalShutdownException, ShutdownException, SingleThreadedExecutor
+from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 from sensor_msgs.msg import CameraInfo, JointState
@@ -41,6 +39,7 @@ from vigil.node import (
     OK,
     WARN,
     Health,
+    SpinThread,
     VigilNode,
     heartbeat,
     nanoseconds,
@@ -366,21 +365,16 @@ class StackWatch:
                 heartbeat(lease),
                 event_callbacks=SubscriptionEventCallbacks(liveliness=partial(self._on_liveliness, name)),
             )
-        self._executor = SingleThreadedExecutor()
-        self._executor.add_node(self._node)
-        self._thread = threading.Thread(target=self._watch, name="stack watch", daemon=True)
-        self._thread.start()
+        executor = SingleThreadedExecutor()
+        executor.add_node(self._node)
+        self._thread = SpinThread(
+            executor, "stack watch", ask_for_priority
+        )  # a thread does not have its process's
 
     def close(self) -> None:
         """Unsubscribe and end the thread."""
-        self._executor.shutdown()
-        self._thread.join()
+        self._thread.close()
         self._node.destroy_node()
-
-    def _watch(self) -> None:
-        ask_for_priority()  # a thread does not have its process's
-        with contextlib.suppress(ExternalShutdownException, ShutdownException):
-            self._executor.spin()
 
     def _on_liveliness(self, name: str, info: QoSLivelinessChangedInfo) -> None:
         alive = info.alive_count > 0

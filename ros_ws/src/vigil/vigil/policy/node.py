@@ -23,6 +23,7 @@ from vigil_msgs.msg import ActionChunk, ControlState, PolicyEvidence
 from vigil_msgs.srv import LoadPolicy, SwitchTask
 
 from vigil.errors import VigilError
+from vigil.inbox.node import Inbox
 from vigil.node import (
     COMMAND,
     ERROR,
@@ -32,7 +33,6 @@ from vigil.node import (
     SENSOR,
     WARN,
     Health,
-    Inbox,
     VigilNode,
     nanoseconds,
     spin_node,

@@ -17,13 +17,14 @@ from typing import Any
 import rclpy
 from rclpy.client import Client
 from rclpy.clock import Clock, ClockType
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.executors import SingleThreadedExecutor
 from std_srvs.srv import SetBool, Trigger
 from vigil_msgs.msg import ActionChunk, ControlState, EpisodeState, FailureStatus, TaskState
 from vigil_msgs.srv import EndEpisode, ResetSim, StartEpisode
 
 from vigil.errors import VigilError
-from vigil.node import COMMAND, EVENTS, LATCHED, Inbox
+from vigil.inbox.node import Inbox
+from vigil.node import COMMAND, EVENTS, LATCHED, SpinThread
 from vigil.rig import RigConfig
 from vigil.scheduling import stand_back
 
@@ -85,8 +86,7 @@ class RigClient:
             self._inbox.listen(kind, topic, partial(self._receive, name), qos)
         clock = Clock(clock_type=ClockType.STEADY_TIME)
         self._node.create_timer(LOOK_EVERY, self._inbox.fetch, clock=clock)
-        self._thread = threading.Thread(target=self._spin, name="rig_client", daemon=True)
-        self._thread.start()
+        self._thread = SpinThread(self._executor, "rig_client", stand_back)
 
     def __enter__(self) -> RigClient:
         return self
@@ -97,10 +97,9 @@ class RigClient:
     def close(self) -> None:
         """Leave the graph."""
         if self._context.ok():
-            self._executor.shutdown()
-            rclpy.shutdown(context=self._context)
-            self._thread.join(timeout=5.0)
+            self._thread.close()
             self._node.destroy_node()
+            rclpy.shutdown(context=self._context)
 
     # What the rig said ----------------------------------------------------------------------------------------
 
@@ -253,11 +252,6 @@ class RigClient:
             return future.result()
         caller.remove_pending_request(future)
         return None
-
-    def _spin(self) -> None:
-        stand_back()
-        with contextlib.suppress(ExternalShutdownException):
-            self._executor.spin()
 
     def _receive(self, name: str, message: Any) -> None:
         with self._news:

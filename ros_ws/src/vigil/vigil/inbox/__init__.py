@@ -1,0 +1,1 @@
+"""Subscriptions that are read beside the executor."""
