@@ -26,7 +26,8 @@ class Mlp:
             tall = rng.standard_normal((max(fan_in, fan_out), min(fan_in, fan_out)))
             q, r = np.linalg.qr(tall)
             q = q * np.sign(np.diag(r))  # uniform over orthogonal matrices
-            weights.append((np.sqrt(2) * (q if fan_in >= fan_out else q.T)).astype(np.float32))
+            # Contiguous, as gradients are: AdamW takes six times as long where the two are laid out differently.
+            weights.append(np.ascontiguousarray(np.sqrt(2) * (q if fan_in >= fan_out else q.T), np.float32))
         return cls(weights, [np.zeros(n, np.float32) for n in sizes[1:]], relu_tail)
 
     def forward(self, x: np.ndarray) -> np.ndarray:
