@@ -20,6 +20,7 @@ from vigil.bringup import Options
 from vigil.node import SENSOR, nanoseconds
 from vigil.rig import RigConfig, load_rig
 from vigil.run.episodes import engage, new_scene
+from vigil.run.node import HUNG_AFTER
 from vigil.run.session import Session, derive_rig
 
 HOLD_WITHIN = 0.3  # [s] the bar
@@ -33,9 +34,11 @@ pytestmark = pytest.mark.slow
 def rig(tmp_path_factory) -> RigConfig:
     folder: Path = tmp_path_factory.mktemp("rig")
     bundle = write_tiny_bundle(folder / "bundle", offset=[PUSH] * 7 + [0.0], gain=0.001)
+    everywhere = {"tool_speed": 1.5, "inside": {"lower": (-2.0, -2.0, -2.0), "upper": (2.0, 2.0, 2.0)}}
     return derive_rig(
         load_rig("franka_sim"),
         folder,
+        arm={"workspace": everywhere},
         policy={"bundle": str(bundle), "samples": 4},
         record={"directory": str(folder / "recordings")},
         sim={"time_limit": 600.0},
@@ -89,6 +92,20 @@ def test_the_arm_holds_says_why_and_resumes_on_request(session, joints, rig, nam
     set_in_motion(session, joints, rig)
     assert session.client.arm.authority_name == "POLICY"
     session.client.hold()
+
+
+def test_a_node_that_lives_but_does_not_answer_is_ended_and_started_again(session, joints, rig):
+    set_in_motion(session, joints, rig)
+    before = session.status("monitor")
+    os.kill(before.pid, signal.SIGSTOP)
+    session.client.wait_until(lambda c: c.arm.authority_name == "HOLD", 5, "the arm holds")
+    assert "monitor" in session.client.arm.reason
+    wait_for(
+        lambda: session.status("monitor").restarts > before.restarts, HUNG_AFTER + 10, "it is started again"
+    )
+    assert "did not answer" in session.log("monitor").read_text()
+    wait_for(session.all_active, 60, "it is back")
+    assert session.client.arm.authority_name == "HOLD", "nothing may resume by itself"
 
 
 def kill_and_recover(session: Session, joints: list, rig: RigConfig, name: str) -> float:

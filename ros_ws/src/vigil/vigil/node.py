@@ -235,7 +235,10 @@ class VigilNode(LifecycleNode):
 
     def _publish_diagnostics(self) -> None:
         health = [Health("lifecycle", ERROR, self._last_error)] if self._last_error else []
-        health += self.diagnose() if self.active else [Health("lifecycle", STALE, "not active")]
+        if self.active:
+            health += [Health("lifecycle", OK, "active"), *self.diagnose()]  # heard even if there is nothing to tell
+        else:
+            health.append(Health("lifecycle", STALE, "not active"))
         message = DiagnosticArray()
         message.header.stamp = self.get_clock().now().to_msg()
         for item in health:

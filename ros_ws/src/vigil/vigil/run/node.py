@@ -1,4 +1,8 @@
-"""Brings lifecycle nodes to active in dependency order, and again after each of their restarts."""
+"""Brings lifecycle nodes to active in dependency order, and again after each of their restarts.
+
+An active node tells its health once a second. One that has fallen silent lives but does not work (a lock that a killed peer
+left behind in shared memory, a driver that does not return): it is reported, to be ended and started anew.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import rclpy
+from diagnostic_msgs.msg import DiagnosticArray
 from lifecycle_msgs.msg import State, Transition
 from lifecycle_msgs.srv import ChangeState, GetState
 from rclpy.client import Client
@@ -16,6 +21,7 @@ from rclpy.task import Future
 
 from vigil.bringup import NodeSpec
 from vigil.errors import VigilError
+from vigil.node import EVENTS
 from vigil.run.shared_memory import remove_dead_segments
 
 POLL = 0.05  # [s]
@@ -23,6 +29,7 @@ ANSWER_TIMEOUT = (
     1.0  # [s] a request may have gone to the dead predecessor of a restarted node: then ask again
 )
 RETRY_AFTER_REFUSAL = 2.0  # [s]
+HUNG_AFTER = 10.0  # [s] without diagnostics
 NEXT = {
     State.PRIMARY_STATE_UNCONFIGURED: (Transition.TRANSITION_CONFIGURE, "configure"),
     State.PRIMARY_STATE_INACTIVE: (Transition.TRANSITION_ACTIVATE, "activate"),
@@ -44,14 +51,16 @@ class _Tended:
         self._query = query
         self._change = change
         self._generation = 0
+        self._hung = False
 
     def run(self) -> None:
         while not self._manager.stopping.is_set():
             generation = self._manager.generation(self.spec.name)
             if generation == self._generation:
+                self._watch()
                 self._manager.stopping.wait(POLL)
                 continue
-            self._generation = generation
+            self._generation, self._hung = generation, False
             self.state, self.refusal = ("starting" if generation else "down"), ""
             if generation:
                 try:
@@ -59,9 +68,15 @@ class _Tended:
                 except _Gone:
                     continue
 
+    def _watch(self) -> None:
+        if self.state == "active" and not self._hung and self._manager.silence(self.spec.name) > HUNG_AFTER:
+            self._hung = True
+            self._manager.on_hang(self.spec.name)
+
     def _bring_to_active(self) -> None:
         while True:
             state = self._ask_state()
+            self._manager.heard(self.spec.name)
             self.state = state.label
             if state.id not in NEXT:
                 return
@@ -123,17 +138,20 @@ class LifecycleManager:
         specs: Sequence[NodeSpec],
         generation: Callable[[str], int],
         on_refusal: Callable[[str], None] = lambda name: None,
+        on_hang: Callable[[str], None] = lambda name: None,
     ) -> None:
         """
         Args:
             generation: by node name, how many times its process was started, 0 while it is down.
+            on_hang: called in the same way when an active node has not been heard for `HUNG_AFTER` seconds.
             on_refusal: called with a node's name, in one of the manager's threads, when it refused a transition.
 
         Raises:
             VigilError: DDS does not start.
         """
         self.generation = generation
-        self.on_refusal = on_refusal
+        self.on_refusal, self.on_hang = on_refusal, on_hang
+        self._heard_at: dict[str, float] = {}  # [s] monotonic
         self.stopping = threading.Event()
         remove_dead_segments()
         self._context = rclpy.Context()
@@ -151,6 +169,8 @@ class LifecycleManager:
                 f"ROS 2 communication did not start ({reason}): check ROS_DOMAIN_ID, FASTRTPS_DEFAULT_PROFILES_FILE, "
                 "and that /dev/shm has space"
             ) from None
+        self._namespace = specs[0].namespace
+        self._node.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, EVENTS)
         self._executor = SingleThreadedExecutor(context=self._context)
         self._executor.add_node(self._node)
         self._tended = {
@@ -189,6 +209,19 @@ class LifecycleManager:
     def active(self, names: Sequence[str]) -> bool:
         """True when all of ``names`` are active."""
         return all(self._tended[name].state == "active" for name in names)
+
+    def heard(self, name: str) -> None:
+        """A sign of life of a node."""
+        self._heard_at[name] = time.monotonic()
+
+    def silence(self, name: str) -> float:
+        """Since when a node was not heard [s]."""
+        return time.monotonic() - self._heard_at[name]
+
+    def _on_diagnostics(self, message: DiagnosticArray) -> None:
+        for status in message.status:
+            if status.hardware_id == self._namespace.strip("/"):
+                self.heard(status.name.split(":")[0])
 
     def _spin(self) -> None:
         try:

@@ -156,6 +156,10 @@ class Session:
         """One node."""
         return next(s for s in self.statuses() if s.name == name)
 
+    def log(self, name: str) -> Path:
+        """The log of one node."""
+        return self._supervisor.log(name)
+
     def check(self) -> None:
         """VigilError if a node has died since the rig was last brought up, or is down: what was measured is worthless."""
         for status in self.statuses():
@@ -187,7 +191,7 @@ class Session:
             self._supervisor = Supervisor(processes, self.logs, os.environ)
             # Entered before the processes start, so that a DDS that does not work is told once, and here.
             self._lifecycle: LifecycleManager = resources.enter_context(
-                LifecycleManager(self.specs, self._generation)
+                LifecycleManager(self.specs, self._generation, on_hang=self._end_hung)
             )
             resources.enter_context(self._supervisor)
             self._wait_until_active()
@@ -227,6 +231,9 @@ class Session:
     def _generation(self, name: str) -> int:
         status = self._supervisor.status(name)
         return status.starts if status.running else 0
+
+    def _end_hung(self, name: str) -> None:
+        self._supervisor.kill(name, "the node did not answer")
 
     def _forget_client(self) -> None:
         self._client = None

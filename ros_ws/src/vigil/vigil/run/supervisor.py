@@ -122,6 +122,12 @@ class _Process:
             self.backoff = min(2.0 * self.backoff, LONGEST_BACKOFF)
             self.start()
 
+    def kill(self, why: str) -> None:
+        """End it by force, saying why in its log; from any thread. It is restarted like one that ended by itself."""
+        with self.log.open("ab") as log:
+            log.write(f"[FATAL] {why}: killed\n".encode())
+        self._signal(signal.SIGKILL)
+
     def stop(self) -> None:
         for number, patience in ESCALATION:
             if not self.running:
@@ -208,6 +214,10 @@ class Supervisor:
     def statuses(self) -> list[ProcessStatus]:
         """Status of every process, in order of start."""
         return [self.status(process.spec.name) for process in self._processes]
+
+    def kill(self, name: str, why: str) -> None:
+        """End a process that is of no use any more."""
+        self._by_name[name].kill(why)
 
     def log(self, name: str) -> Path:
         """The log of one process."""
