@@ -96,6 +96,7 @@ def test_methods_are_compared_on_one_calibration_set(successes, bundle, tmp_path
     drawn = {path.name for path in (tmp_path / "out").iterdir()}
     assert drawn == {"monitor.csv", "accuracy_vs_time.png", "score_order.png", "calibration_size.png"}
     assert all(name in out for name in ("fiper", "kernel", "clock", "always", "never"))
+    assert "delta + 2" in out and " of 3" in out, "the default's bound is checked"
     with pytest.raises(VigilError, match="unknown method 'fibber'"):
         evaluate([tmp_path], calibration=[successes], methods="fibber")
 

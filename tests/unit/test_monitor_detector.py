@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from support.monitor_rollouts import CARTESIAN, HASH, make_rollouts
 from vigil.errors import VigilError
 from vigil.monitor.calibrate import Recipe, build_detector, fit_scores, split_rollouts
-from vigil.monitor.compare import METHODS, Task, compare, size_curve
+from vigil.monitor.compare import DELTAS, METHODS, Task, compare, false_alarms, size_curve
+from vigil.monitor.conformal import required
 from vigil.monitor.detector import (
     ALARM,
     BENIGN_OOD,
@@ -128,6 +129,19 @@ def test_few_roll_outs_are_used_at_the_delta_that_they_support(task):
     assert points[0].delta == pytest.approx(1 / 3, abs=1e-3)
     assert points[-1].delta == 0.1
     assert points[-1].twa.mean() - points[4].twa.mean() < 0.1
+
+
+def test_bounds_are_checked_on_undisturbed_successes_alone(task):
+    disturbed = [replace(case, ood=i % 2 == 0) for i, case in enumerate(task.cases)]
+    rows = false_alarms([replace(task, cases=disturbed)], "kernel", BASE)
+    assert [row.delta for row in rows] == [
+        delta for delta in DELTAS if required(delta) <= len(task.calibration)
+    ]
+    assert {row.successes for row in rows} == {30}, "60 succeeded, every other one undisturbed"
+    assert [row.alarms for row in rows] == sorted(row.alarms for row in rows)
+    for row in rows:
+        assert row.alarms / row.successes <= row.limit
+        assert row.limit == pytest.approx(row.delta + 2 * np.sqrt(row.delta * (1 - row.delta) / 30))
 
 
 def test_unknown_methods_are_named(task):

@@ -236,7 +236,10 @@ class VigilNode(LifecycleNode):
     def _publish_diagnostics(self) -> None:
         health = [Health("lifecycle", ERROR, self._last_error)] if self._last_error else []
         if self.active:
-            health += [Health("lifecycle", OK, "active"), *self.diagnose()]  # heard even if there is nothing to tell
+            health += [
+                Health("lifecycle", OK, "active"),
+                *self.diagnose(),
+            ]  # heard even if there is nothing to tell
         else:
             health.append(Health("lifecycle", STALE, "not active"))
         message = DiagnosticArray()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -74,6 +75,8 @@ METHODS: dict[str, Method] = {
 """Detectors that are compared. The rows `always` and `never` come without asking."""
 
 DEFAULT_METHOD = "kernel_dwell"
+DELTAS = (0.05, 0.1, 0.2)
+"""Of `false_alarms`."""
 SIZES = (2, 4, 6, 8, 10, 20, 50)
 """Numbers of calibration roll-outs of `size_curve`."""
 
@@ -186,3 +189,37 @@ def size_curve(
                 figures[draw, i] = row.twa, row.accuracy
         points.append(SizePoint(n, recipe.delta, *np.moveaxis(figures.mean(axis=1), -1, 0)))
     return points
+
+
+@dataclass(frozen=True)
+class FalseAlarms:
+    """Alarms of one method on successes like the calibrated ones: undisturbed, and held out."""
+
+    task: str
+    method: str
+    delta: float
+    successes: int
+    alarms: int
+
+    @property
+    def limit(self) -> float:
+        """The most that a bound of delta explains: two binomial standard deviations above it."""
+        return self.delta + 2.0 * math.sqrt(self.delta * (1.0 - self.delta) / self.successes)
+
+
+def false_alarms(
+    tasks: Sequence[Task], method: str, base: Recipe, advance: Advance = lambda _: None
+) -> list[FalseAlarms]:
+    """Whether a bound holds on test roll-outs, by task and each of `DELTAS` that the calibration roll-outs support."""
+    rows = []
+    for task in tasks:
+        bench = Bench(task, advance)
+        alike = [case for case in task.cases if not case.failed and not case.ood]
+        for delta in DELTAS:
+            if not alike or required(delta) > len(task.calibration):
+                continue
+            advance(f"{task.name}: false alarms of {method} at {delta:g}")
+            alarm = first_alarm(bench.detector(METHODS[method].recipe(replace(base, delta=delta))))
+            alarms = sum(alarm(case) is not None for case in alike)
+            rows.append(FalseAlarms(task.name, method, delta, len(alike), alarms))
+    return rows

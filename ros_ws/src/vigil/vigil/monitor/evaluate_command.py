@@ -25,7 +25,15 @@ from vigil.monitor.calibrate_command import (
     make_recipe,
 )
 from vigil.monitor.calibration import load_calibration, load_detector
-from vigil.monitor.compare import DEFAULT_METHOD, METHODS, Task, compare, size_curve
+from vigil.monitor.compare import (
+    DEFAULT_METHOD,
+    METHODS,
+    FalseAlarms,
+    Task,
+    compare,
+    false_alarms,
+    size_curve,
+)
 from vigil.monitor.evaluate import (
     HOLDING,
     RESAMPLES,
@@ -61,7 +69,10 @@ def evaluate(
     ] = None,
     methods: Annotated[str, typer.Option(help="all, or names with commas between")] = "all",
     curve: Annotated[
-        str, typer.Option(help="methods whose need for calibration roll-outs is drawn; none to leave it out")
+        str,
+        typer.Option(
+            help="methods whose bound and whose need for calibration roll-outs are shown; none to leave it out"
+        ),
     ] = DEFAULT_METHOD,
     delta: Delta = 0.05,
     rig: RigOption = "",
@@ -149,6 +160,7 @@ def _compared(
             progress.update(shown, description=what)
 
         rows, detectors = compare(tasks, methods, base, advance)
+        bounds = [row for method in curve for row in false_alarms(tasks, method, base, advance)]
         if out is not None:
             from vigil.monitor import figures  # matplotlib takes a second to load
 
@@ -167,6 +179,8 @@ def _compared(
     for task in dict.fromkeys(row.task for row in rows):
         title = f"Failure detection, {task} (failure is positive; ± is half of the 95 % interval)"
         console.print(rows_table(title, [row for row in rows if row.task == task]))
+    if bounds:
+        console.print(_bounds_table(bounds))
     if out is not None and curve:
         console.print(_sizes_table(points))
     return rows
@@ -187,6 +201,23 @@ def rows_table(title: str, rows: Sequence[Row], labels: Sequence[str] | None = N
                 _figure(getattr(row, name), row.intervals.get(name))
                 for name in ("tpr", "tnr", "accuracy", "twa", "detection_time")
             ),
+        )
+    return table
+
+
+def _bounds_table(bounds: Sequence[FalseAlarms]) -> Table:
+    table = Table(title="False alarms on held-out successes like the calibrated ones")
+    for column in ("task", "method", "delta", "alarms", "rate", "delta + 2 sigma"):
+        table.add_column(column, justify="left" if column in ("task", "method") else "right")
+    for row in bounds:
+        rate = row.alarms / row.successes
+        table.add_row(
+            row.task,
+            row.method,
+            f"{row.delta:g}",
+            f"{row.alarms} of {row.successes}",
+            f"{rate:.1%}",
+            f"{row.limit:.1%}",
         )
     return table
 
