@@ -140,6 +140,15 @@ def test_after_a_gap_or_a_clock_set_back_the_grid_starts_anew():
     assert ticks([0, 200, 2000, 2010, 2200, 50, 60, 250], 200, 16) == [0, 200, 2000, 2200, 50, 250]
 
 
+@given(st.lists(st.integers(0, 3000), min_size=1, max_size=100))
+def test_what_is_expected_is_due_and_asking_changes_nothing(stamps):
+    schedule = Schedule(200, 16)
+    for stamp in stamps:
+        asked = [schedule.expects(stamp) for _ in range(3)]
+        assert asked == [schedule.due(stamp)] * 3
+        assert not schedule.due(stamp)
+
+
 def test_in_lock_step_every_new_stamp_is_a_tick():
     assert ticks([0, 0, 10, 10, 20], 0, 16) == [0, 10, 20]
 

@@ -96,7 +96,7 @@ class PolicyNode(VigilNode):
         alone = MutuallyExclusiveCallbackGroup()
         self.serve(LoadPolicy, "policy/load", self._on_load, callback_group=alone)
         self.serve(SwitchTask, "policy/switch_task", self._on_switch_task)
-        # Who has control is read with every image; so are the joints, but in lock step, where every input is waited for.
+        # Who has control is read with the images that are due; so are the joints, but in lock step, where every input is waited for.
         self.inbox.listen(ControlState, "arm/state", self._on_control_state, LATCHED)
         listen = self.listen if self.lockstep else self.inbox.listen
         listen(JointState, f"{self.rig.arm.name}/joint_states", self._on_joints, SENSOR)
@@ -165,15 +165,19 @@ class PolicyNode(VigilNode):
             return
         stamp = nanoseconds(message.header.stamp)
         self._ages[camera].add((self.now() - stamp) / 1e9)
-        self.inbox.fetch()
         try:
             rgb = frame_view(message.encoding, message.height, message.width, message.step, message.data)
             with self._wake:
                 self._buffer.add_frame(camera, stamp, rgb)
-                self._queue_if_due()
-                self._joints_awaited = self._buffer.awaits_joints
+                due = self._schedule.expects(stamp)
         except Rejected as error:
             self._refuse(f"image {camera}", str(error))
+            return
+        if due:  # most images are not: the cameras are faster than the policy
+            self.inbox.fetch()
+            with self._wake:
+                self._queue_if_due()
+                self._joints_awaited = self._buffer.awaits_joints
 
     def _on_joints(self, message: JointState) -> None:
         if not self.active:
@@ -356,6 +360,7 @@ class PolicyNode(VigilNode):
     # Diagnostics ----------------------------------------------------------------------------------------------
 
     def diagnose(self) -> Iterable[Health]:
+        self.inbox.fetch()
         with self._wake:
             missing = self._buffer.missing()
         fresh = self._troubles.take_fresh()

@@ -18,17 +18,17 @@ class Schedule:
         self._last: int | None = None
         self._next = 0
 
+    def expects(self, stamp: int) -> bool:
+        """Whether a tick may start at a stamp [ns]; changes nothing."""
+        if self._last is None or stamp < self._last:  # the first, or the clock began anew
+            return True
+        return stamp != self._last and stamp >= self._next - self._tolerance
+
     def due(self, stamp: int) -> bool:
         """True, once, for a stamp [ns] that starts a tick."""
-        if self._last is not None:
-            if stamp == self._last:
-                return False
-            backwards = stamp < self._last  # the clock began anew
-            if not backwards and stamp < self._next - self._tolerance:
-                return False
-            gap = backwards or stamp > self._next + self._period
-        else:
-            gap = True
+        if not self.expects(stamp):
+            return False
+        gap = self._last is None or stamp < self._last or stamp > self._next + self._period
         self._next = (stamp if gap else self._next) + self._period
         self._last = stamp
         return True
