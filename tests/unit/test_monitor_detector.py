@@ -140,7 +140,7 @@ def test_bounds_are_checked_on_undisturbed_successes_alone(task):
     assert {row.successes for row in rows} == {30}, "60 succeeded, every other one undisturbed"
     assert [row.alarms for row in rows] == sorted(row.alarms for row in rows)
     for row in rows:
-        assert row.alarms / row.successes <= row.limit
+        assert row.alarms / row.successes <= row.limit and 0.3 * row.delta <= row.exchanged <= 1.3 * row.delta
         assert row.limit == pytest.approx(row.delta + 2 * np.sqrt(row.delta * (1 - row.delta) / 30))
 
 

@@ -77,6 +77,8 @@ METHODS: dict[str, Method] = {
 DEFAULT_METHOD = "kernel_dwell"
 DELTAS = (0.05, 0.1, 0.2)
 """Of `false_alarms`."""
+EXCHANGES = 20
+"""Draws of `false_alarms`, in which calibration and held-out successes are dealt anew."""
 SIZES = (2, 4, 6, 8, 10, 20, 50)
 """Numbers of calibration roll-outs of `size_curve`."""
 
@@ -193,13 +195,18 @@ def size_curve(
 
 @dataclass(frozen=True)
 class FalseAlarms:
-    """Alarms of one method on successes like the calibrated ones: undisturbed, and held out."""
+    """Alarms of one method on successes like the calibrated ones: undisturbed, and held out.
+
+    One calibration may have more alarms than delta or fewer; what is bounded is the mean over calibrations. ``exchanged`` is
+    that mean, over draws of which of all these successes calibrate.
+    """
 
     task: str
     method: str
     delta: float
     successes: int
     alarms: int
+    exchanged: float
 
     @property
     def limit(self) -> float:
@@ -213,13 +220,33 @@ def false_alarms(
     """Whether a bound holds on test roll-outs, by task and each of `DELTAS` that the calibration roll-outs support."""
     rows = []
     for task in tasks:
-        bench = Bench(task, advance)
         alike = [case for case in task.cases if not case.failed and not case.ood]
-        for delta in DELTAS:
-            if not alike or required(delta) > len(task.calibration):
-                continue
-            advance(f"{task.name}: false alarms of {method} at {delta:g}")
-            alarm = first_alarm(bench.detector(METHODS[method].recipe(replace(base, delta=delta))))
-            alarms = sum(alarm(case) is not None for case in alike)
-            rows.append(FalseAlarms(task.name, method, delta, len(alike), alarms))
+        deltas = [delta for delta in DELTAS if alike and required(delta) <= len(task.calibration)]
+        advance(f"{task.name}: false alarms of {method}")
+        counts = _count_alarms(task, alike, method, base, deltas)
+        whole = [case for case in alike if len(case.segments) == 1]
+        dealt = [Case((features,), failed=False, group="none") for features in task.calibration] + whole
+        exchanged = np.zeros(len(deltas))
+        for draw in range(EXCHANGES if deltas else 0):
+            advance(f"{task.name}: false alarms of {method}, draw {draw + 1} of {EXCHANGES}")
+            order = np.random.default_rng(draw).permutation(len(dealt))
+            chosen = [dealt[i].segments[0] for i in order[: len(task.calibration)]]
+            others = [dealt[i] for i in order[len(task.calibration) :]]
+            drawn = _count_alarms(replace(task, calibration=chosen), others, method, base, deltas)
+            exchanged += np.array(drawn) / len(others) / EXCHANGES
+        rows += [
+            FalseAlarms(task.name, method, delta, len(alike), count, float(mean))
+            for delta, count, mean in zip(deltas, counts, exchanged, strict=True)
+        ]
     return rows
+
+
+def _count_alarms(
+    task: Task, cases: Sequence[Case], method: str, base: Recipe, deltas: Sequence[float]
+) -> list[int]:
+    """How many of ``cases`` raise an alarm, at each of ``deltas``."""
+    bench = Bench(task)
+    alarms = [
+        first_alarm(bench.detector(METHODS[method].recipe(replace(base, delta=delta)))) for delta in deltas
+    ]
+    return [sum(alarm(case) is not None for case in cases) for alarm in alarms]

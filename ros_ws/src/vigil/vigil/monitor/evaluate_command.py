@@ -27,6 +27,7 @@ from vigil.monitor.calibrate_command import (
 from vigil.monitor.calibration import load_calibration, load_detector
 from vigil.monitor.compare import (
     DEFAULT_METHOD,
+    EXCHANGES,
     METHODS,
     FalseAlarms,
     Task,
@@ -207,7 +208,15 @@ def rows_table(title: str, rows: Sequence[Row], labels: Sequence[str] | None = N
 
 def _bounds_table(bounds: Sequence[FalseAlarms]) -> Table:
     table = Table(title="False alarms on held-out successes like the calibrated ones")
-    for column in ("task", "method", "delta", "alarms", "rate", "delta + 2 sigma"):
+    for column in (
+        "task",
+        "method",
+        "delta",
+        "alarms",
+        "rate",
+        "delta + 2 sigma",
+        f"mean of {EXCHANGES} draws",
+    ):
         table.add_column(column, justify="left" if column in ("task", "method") else "right")
     for row in bounds:
         rate = row.alarms / row.successes
@@ -218,6 +227,7 @@ def _bounds_table(bounds: Sequence[FalseAlarms]) -> Table:
             f"{row.alarms} of {row.successes}",
             f"{rate:.1%}",
             f"{row.limit:.1%}",
+            f"{row.exchanged:.1%}",
         )
     return table
 
