@@ -1,6 +1,6 @@
 """Takeovers at random moments, and what the recording says of them: steps, delays, and the limits at every sample.
 
-    .venv/bin/python tests/bench/bench_takeover.py [--takeovers 100] [--seed 0]
+    .venv/bin/python tests/bench/bench_takeover.py [--takeovers 30] [--seed 0]
 
 About 6 s each. The scripted operator takes over from the policy, or from a held arm, and hands back, lets go, or is held. All
 figures come from the recorded commands and stamps, none from what the arm node says of itself.
@@ -84,7 +84,7 @@ def takeovers(path: Path, joints: int) -> list[tuple[float, float]]:
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--takeovers", type=int, default=100)
+    options.add_argument("--takeovers", type=int, default=30)
     options.add_argument("--seed", type=int, default=0)
     arguments = options.parse_args()
     console, rng = Console(), np.random.default_rng(arguments.seed)
