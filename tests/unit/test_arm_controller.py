@@ -319,7 +319,7 @@ def test_takeover_of_a_lagging_arm_waits_until_it_is_close(moving):
     moving.take_over()
     assert moving.arm.authority is Authority.HOLD and "slowing down" in moving.arm.machine.last.reason
     moving.offset = moving.offset * 0.2
-    moving.step()
+    moving.step(5)
     assert moving.arm.authority is Authority.OPERATOR
     assert np.abs(moving.arm.first_step)[:7].max() <= 0.01
     moving.step(50)
@@ -654,4 +654,29 @@ def test_a_robot_that_stops_by_itself_is_noticed_and_goes_on_by_request(rig, sou
     world.commands.clear()
     world.engage().step(100)
     assert np.abs(world.arm.first_step)[:7].max() <= 0.01
+    world.assert_inside()
+
+
+class Lagging(World):
+    """Hardware whose measured pose is 20 ms behind its commands, as a real arm's is."""
+
+    @property
+    def measured(self):
+        return self.commands[-2] if len(self.commands) > 1 else super().measured
+
+
+@pytest.mark.parametrize("fast", [0.4, 0.8, 1.2])
+def test_a_takeover_from_fast_motion_begins_close_to_the_measured_pose(rig, fast):
+    """Complaint 3: the arm goes on by a period until the first command is sent, and that counts as well."""
+    world = Lagging(rig).step(30)
+    world.chunks_go_to = world.home + fast * (np.arange(8) == 0)
+    world.engage().step(60)
+    world.mode, world.device = Mode.RELATIVE, np.zeros(8)
+    world.take_over()
+    for _ in range(50):
+        world.step()
+        if world.arm.authority is Authority.OPERATOR and world.arm.first_command:
+            break
+    assert world.arm.authority is Authority.OPERATOR
+    assert 0.0 < np.abs(world.arm.first_step)[:7].max() <= 0.01
     world.assert_inside()

@@ -383,8 +383,9 @@ class ArmController:
         return self._commanding and not self.envelope.at_rest
 
     def _close_to_measured(self) -> bool:
-        """Whether the arm is where its setpoint is; at rest the setpoint is brought to it."""
-        gap = np.abs(self.envelope.setpoint.position - self.feedback.position)[:-1]
+        """Whether the arm is where its next setpoint will be; at rest the setpoint is brought to it."""
+        setpoint = self.envelope.setpoint
+        gap = np.abs(setpoint.position + self.period * setpoint.velocity - self.feedback.position)[:-1]
         return not self._in_motion or bool(gap.max() <= CLOSE)
 
     def _anchor(self) -> None:
