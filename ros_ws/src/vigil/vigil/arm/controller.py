@@ -74,9 +74,7 @@ class ArmController:
         self._tracker = ChunkTracker(self.columns, rig.policy.period, rig.policy.seam)
         self._clutch = Clutch(self.columns, OPERATOR_LOOKAHEAD)
         self._following_error = rig.watchdogs.following_error
-        self._follows_at = (
-            0  # newest instant at which the arm was near its setpoint, or nothing was commanded
-        )
+        self._follows_at = 0  # when the arm was last near its setpoint, or nothing was commanded
         self._operator_limit = int(rig.watchdogs.operator * SECOND)
         self.counts: Counter[str] = Counter()
         self.last_refusal = ""
@@ -316,9 +314,12 @@ class ArmController:
 
     def _stopped_by_itself(self, now: int) -> str:
         """Why the robot seems to have stopped without a command, in words; empty if it follows."""
+        if not self._commanding:
+            self._follows_at = now
+            return ""
         gap = np.abs(self.envelope.setpoint.position - self.feedback.position)[:-1]
         worst = int(np.argmax(gap))
-        if not self._commanding or gap[worst] <= self._following_error:
+        if gap[worst] <= self._following_error:
             self._follows_at = now
         if now - self._follows_at <= FOLLOWING_TIME:
             return ""

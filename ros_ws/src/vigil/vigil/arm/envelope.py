@@ -296,7 +296,7 @@ class Envelope:
         return self.workspace.forbids(
             np.concatenate([[0.0], times + self.period]),
             np.vstack([self._position, positions]),
-            np.vstack([velocities[:1], velocities]),
+            velocities,
         )
 
     @property

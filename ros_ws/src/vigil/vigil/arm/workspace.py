@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import islice, pairwise
+from itertools import pairwise
 
 import numpy as np
 
@@ -83,17 +83,17 @@ class Workspace:
         Args:
             times: [P] s, increasing.
             positions: [P, N] from the present setpoint on.
-            velocities: [P, N].
+            velocities: [P - 1, N], without the present one.
 
         Who is outside already may go where it is less far outside.
         """
         points = [self._tool(position) for position in positions.tolist()]
         steps = [math.dist(a, b) for a, b in pairwise(points)]
         # Joints do not brake alike: the tool can be faster within a stop than at both of its ends.
-        soon = (self._tool(position) for position in (positions + SOON * velocities).tolist())
+        soon = (self._tool(position) for position in (positions[1:] + SOON * velocities).tolist())
         speed = max(
             steps[0] / float(times[1] - times[0]),
-            *(math.dist(a, b) / SOON for a, b in zip(points[1:], islice(soon, 1, None), strict=True)),
+            *(math.dist(a, b) / SOON for a, b in zip(points[1:], soon, strict=True)),
         )
         if speed > JUDGED * self._speed:
             return f"the tool would move at {speed:.2f} m/s, allowed are {self._speed:g}"

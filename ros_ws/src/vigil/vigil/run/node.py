@@ -16,12 +16,12 @@ from diagnostic_msgs.msg import DiagnosticArray
 from lifecycle_msgs.msg import State, Transition
 from lifecycle_msgs.srv import ChangeState, GetState
 from rclpy.client import Client
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.executors import SingleThreadedExecutor
 from rclpy.task import Future
 
 from vigil.bringup import NodeSpec
 from vigil.errors import VigilError
-from vigil.node import EVENTS
+from vigil.node import EVENTS, SpinThread
 from vigil.run.shared_memory import remove_dead_segments
 
 POLL = 0.05  # [s]
@@ -143,8 +143,8 @@ class LifecycleManager:
         """
         Args:
             generation: by node name, how many times its process was started, 0 while it is down.
-            on_hang: called in the same way when an active node has not been heard for `HUNG_AFTER` seconds.
             on_refusal: called with a node's name, in one of the manager's threads, when it refused a transition.
+            on_hang: called in the same way when an active node has not been heard for `HUNG_AFTER` seconds.
 
         Raises:
             VigilError: DDS does not start.
@@ -182,10 +182,13 @@ class LifecycleManager:
             )
             for spec in specs
         }
-        tasks = [self._spin, *(tended.run for tended in self._tended.values())]
-        self._threads = [threading.Thread(target=task, name="lifecycle", daemon=True) for task in tasks]
+        self._threads = [
+            threading.Thread(target=tended.run, name="lifecycle", daemon=True)
+            for tended in self._tended.values()
+        ]
 
     def __enter__(self) -> LifecycleManager:
+        self._spinning = SpinThread(self._executor, "lifecycle")
         for thread in self._threads:
             thread.start()
         return self
@@ -194,7 +197,7 @@ class LifecycleManager:
         self.stopping.set()
         for thread in self._threads:
             thread.join()
-        self._executor.shutdown()
+        self._spinning.close()
         self._node.destroy_node()
         rclpy.shutdown(context=self._context)
 
@@ -222,10 +225,3 @@ class LifecycleManager:
         for status in message.status:
             if status.hardware_id == self._namespace.strip("/"):
                 self.heard(status.name.split(":")[0])
-
-    def _spin(self) -> None:
-        try:
-            while not self.stopping.is_set():
-                self._executor.spin_once(timeout_sec=POLL)
-        except ExternalShutdownException:
-            pass  # SIGINT or SIGTERM ended the context; whoever holds the manager closes it
