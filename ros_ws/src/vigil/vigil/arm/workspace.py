@@ -1,8 +1,8 @@
-"""Where the arm's tool may be and how fast: boxes and a speed limit in the base frame.
+"""Where the arms' tools may be and how fast: boxes and a speed limit, each in its arm's base frame.
 
-The envelope asks twice per control period. First `within` moves a target to where the tool may go, so that a source that
+The envelope asks twice per control period. First `within` moves a target to where the tools may go, so that a source that
 wants too much is led along the wall instead of stopping at it. Then `forbids` judges the next setpoint together with the
-stop that follows from it: what cannot stop inside is not begun.
+stop that follows from it: what cannot stop inside is not begun. There the arms' bodies count as well.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from itertools import pairwise
 
 import numpy as np
 
-from vigil import kinematics
-from vigil.kinematics import Vector
-from vigil.rig import ArmConfig
+from vigil.arm.bodies import Bodies
+from vigil.kinematics import CHAINS, Vector
+from vigil.rig import ArmConfig, RigConfig
 
 SHARE = 0.9
 """Of the speed limit that targets use: columns do not speed up alike."""
@@ -31,9 +31,61 @@ TOLERANCE = 1e-9
 
 
 class Workspace:
-    """Limits of an arm with Franka's kinematics. Positions in m, base frame; columns as in the rig file, gripper last."""
+    """Limits of all arms of a rig; columns as in the rig file."""
+
+    def __init__(self, rig: RigConfig) -> None:
+        self._tools: list[tuple[slice, ToolSpace]] = []
+        start = 0
+        for arm in rig.arms:
+            self._tools.append((slice(start, start + len(arm.columns)), ToolSpace(arm)))
+            start += len(arm.columns)
+        self._bodies = Bodies(rig)
+
+    def slow_down(self, share: float) -> None:
+        """Allow ``share`` (0 to 1) of the rig file's speeds."""
+        for _, tool in self._tools:
+            tool.slow_down(share)
+
+    def outside(self, position: np.ndarray) -> str:
+        """Why the arms may not be where they are for columns [N], in words; empty if they may."""
+        for part, tool in self._tools:
+            if outside := tool.outside(position[part]):
+                return outside
+        return self._bodies.outside(position)
+
+    def within(
+        self, position: np.ndarray, target: np.ndarray, velocity: np.ndarray, ahead: float
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """What to follow instead of ``target`` [N] with ``velocity`` [N], due ``ahead`` seconds from ``position`` [N].
+
+        A target that is allowed comes back as it is; instead of one that is too far, one on the way to it.
+        """
+        if len(self._tools) == 1:
+            return self._tools[0][1].within(position, target, velocity, ahead)
+        led = [tool.within(position[p], target[p], velocity[p], ahead) for p, tool in self._tools]
+        return np.concatenate([p for p, _ in led]), np.concatenate([v for _, v in led])
+
+    def forbids(self, times: np.ndarray, positions: np.ndarray, velocities: np.ndarray) -> str:
+        """Why the arms may not take a way, in words; empty if they may.
+
+        Args:
+            times: [P] s, increasing.
+            positions: [P, N] from the present setpoint on.
+            velocities: [P - 1, N], without the present one.
+
+        Who is outside already may go where it is less far outside.
+        """
+        for part, tool in self._tools:
+            if forbidden := tool.forbids(times, positions[:, part], velocities[:, part]):
+                return forbidden
+        return self._bodies.forbids(positions)
+
+
+class ToolSpace:
+    """Limits of one arm's tool. Positions in m, base frame; columns are the joints and then the gripper."""
 
     def __init__(self, arm: ArmConfig) -> None:
+        self._chain, self._joints = CHAINS[arm.kinematics], len(arm.joints)
         self._limits = arm.workspace
         self._offset = arm.tool_offset
         self._speed = arm.workspace.tool_speed
@@ -106,7 +158,7 @@ class Workspace:
         return ""
 
     def _tool(self, position: Sequence[float]) -> Vector:
-        return kinematics.position(position, self._offset)
+        return self._chain.position(position, self._offset)
 
     def _led_inside(self, target: np.ndarray) -> np.ndarray:
         """The target moved so that its tool is at the nearest place inside, by damped least squares."""
@@ -116,8 +168,8 @@ class Workspace:
                 min(max(x, low + MARGIN), high - MARGIN) - x
                 for x, low, high in zip(there, self._inside.lower, self._inside.upper, strict=True)
             ]
-            matrix = kinematics.jacobian(moved[:7], self._offset)[:3]
-            moved[:7] += matrix.T @ np.linalg.solve(matrix @ matrix.T + 1e-4 * np.eye(3), error)
+            matrix = self._chain.jacobian(moved[: self._joints], self._offset)[:3]
+            moved[: self._joints] += matrix.T @ np.linalg.solve(matrix @ matrix.T + 1e-4 * np.eye(3), error)
             there = self._tool(moved)
         return moved
 
