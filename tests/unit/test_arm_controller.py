@@ -681,5 +681,7 @@ def test_a_takeover_from_fast_motion_is_answered_at_once_without_a_step(rig, fas
     before = len(world.commands)
     world.step(50)
     assert np.abs(np.diff(world.commands[before - 1 :], axis=0)).max() <= ordinary * 1.01
-    assert np.ptp(world.commands[-5:], axis=0).max() < 1e-4, "the operator's device rests, and so does the arm"
+    assert np.ptp(world.commands[-5:], axis=0).max() < 1e-4, (
+        "the operator's device rests, and so does the arm"
+    )
     world.assert_inside()
