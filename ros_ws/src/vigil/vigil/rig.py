@@ -135,9 +135,11 @@ class ArmConfig(Strict):
 
     @model_validator(mode="after")
     def _joints_are_those_of_the_chain(self) -> ArmConfig:
-        if len(self.joints) != CHAINS[self.kinematics].joints:
+        endings = CHAINS[self.kinematics].names
+        named = tuple(self.joints)
+        if len(named) != len(endings) or not all(map(str.endswith, named, endings)):
             raise ValueError(
-                f"joints has {len(self.joints)}, a {self.kinematics} arm has {CHAINS[self.kinematics].joints}"
+                f"joints are {list(named)}: a {self.kinematics} arm has {list(endings)}, in this order from the base on"
             )
         return self
 
