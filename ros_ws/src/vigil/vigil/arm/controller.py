@@ -202,8 +202,7 @@ class ArmController:
 
     def on_robot(self, arm: str, fault: str, now: int) -> bool:
         """What the robot called ``arm`` reports of itself; empty: it is well."""
-        new = self.robot.report(arm, fault)
-        return new and self._fire(Event.ROBOT_FAULT, now, now, f"{arm}: {fault}")
+        return self.robot.report(arm, fault) and self._fire(Event.ROBOT_FAULT, now, now, f"{arm}: {fault}")
 
     def on_node(self, name: str, alive: bool, left: bool, now: int) -> bool:
         """A node of the stack came, died, or (``left``) went in order."""
@@ -244,7 +243,8 @@ class ArmController:
         """Why a robot may not be asked to recover now, in words; empty if it may."""
         if self.authority not in (Authority.HOLD, Authority.ESTOP):
             return f"{self.authority.name} has control: hold first"
-        return ""
+        # A robot that recovers must not go on to where the stop leads that it did not take part in.
+        return "the arm is still braking: ask again" if self._commanding else ""
 
     # The control step -----------------------------------------------------------------------------------------
 
@@ -260,6 +260,8 @@ class ArmController:
         plan = self._plan(now, now)
         if self.authority in (Authority.HOLD, Authority.ESTOP) and self.envelope.at_rest:
             self._commanding = False
+            # Other arms have come to rest as planned; where one with a fault stopped is for its joint states to tell.
+            self._setpoint_known &= not self.robot.faults
         return plan
 
     def respond(self, now: int) -> Plan | None:
