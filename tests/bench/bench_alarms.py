@@ -113,13 +113,14 @@ def report(console: Console, rig: RigConfig, paths: list[Path]) -> None:
     answers, brakes, slower, ages = [], [], [], []
     for path in paths:
         commands, reader = Commands(path, rig), EpisodeReader(path)
-        sent = [
+        # The monitor's own alarms count as well; two publishers' messages are not recorded in the order of publication.
+        sent = sorted(
             published
             for (_, _, published, _), (_, status) in zip(
                 reader.raw(["monitor/status"]), reader.messages("monitor/status"), strict=True
             )
             if status.alarm
-        ]
+        )
         for authority, event, _, made in transitions(path):
             before = [at for at in sent if at <= made]
             if authority != "HOLD" or event != "alarm" or not before:

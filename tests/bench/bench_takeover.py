@@ -59,13 +59,13 @@ def takeovers(path: Path, commands: Commands) -> list[tuple[float, float]]:
     both as they were published.
     """
     reader = EpisodeReader(path)
-    pressed = [
+    pressed = sorted(
         published
         for (_, _, published, _), (_, command) in zip(
             reader.raw(["teleop/command"]), reader.messages("teleop/command"), strict=True
         )
         if command.deadman
-    ]
+    )
     found = []
     for authority, event, _, made in transitions(path):
         before = [at for at in pressed if at <= made]
