@@ -131,6 +131,14 @@ class Lagging(World):
         return self.commands[-2] if len(self.commands) > 1 else super().measured
 
 
+class Slow(World):
+    """Hardware that is 80 ms behind."""
+
+    @property
+    def measured(self):
+        return self.commands[-8] if len(self.commands) > 8 else super().measured
+
+
 BROKEN = {
     "nan": {"positions": np.full(HORIZON * 8, np.nan)},
     "inf": {"positions": np.full(HORIZON * 8, np.inf)},

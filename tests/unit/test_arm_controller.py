@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from support.arm_world import BROKEN, TICK, Lagging, World
+from support.arm_world import BEGIN, BROKEN, HORIZON, TICK, Lagging, Slow, World
 from vigil.arm.authority import Authority
 from vigil.arm.clutch import Mode
 from vigil.arm.columns import Refused
@@ -101,6 +101,59 @@ def test_a_silent_input_holds_the_arm_within_its_limit_and_is_named(moving, name
     moving.silent.clear()
     moving.step(30).engage().step(100)
     assert moving.arm.authority is Authority.POLICY, "resumes on request"
+
+
+def test_verdicts_of_nothing_are_no_verdicts(moving):
+    """A monitor that lives but is given nothing to judge says STALE; the arm holds, and names the evidence."""
+    moving.step(120)
+    moving.verdict = "STALE"
+    heard_until = moving.now
+    while moving.arm.authority is Authority.POLICY:
+        moving.step()
+        assert moving.now < heard_until + SECOND
+    assert_held(moving, "missing_input", "evidence: nothing for")
+    assert "monitor: nothing" not in moving.arm.machine.last.reason
+
+
+def test_a_latched_estop_outlives_every_other_node(moving):
+    moving.arm.estop(moving.now)
+    for name in ("policy", "monitor", "teleop", "record", "camera_wrist"):
+        moving.arm.on_node(name, alive=True, left=False, now=moving.now)
+        moving.arm.on_node(name, alive=False, left=False, now=moving.now)
+        moving.step(3)
+        moving.arm.on_node(name, alive=True, left=False, now=moving.now)
+        moving.deadman = not moving.deadman
+        moving.step(20)
+        assert not moving.arm.engage(moving.now).granted
+        assert moving.arm.authority is Authority.ESTOP
+    assert np.ptp(moving.commands[-20:], axis=0).max() == 0.0
+
+
+@pytest.mark.parametrize(("lead", "late"), [(0.0, True), ("measured", False)])
+def test_a_robot_that_is_late_is_sent_ahead_if_so_set(rig, lead, late):
+    """Chunks of poses to be reached: the measured pose is where they say when they say it, once the latency is known."""
+    policy = rig.policy.model_copy(update={"command_lead": lead})
+    world = Slow(rig.model_copy(update={"policy": policy})).step(30)
+
+    def due(instant):
+        return world.home + 0.3 * np.sin(2.0 * (instant - BEGIN) / SECOND)[:, None] * (np.arange(8) == 0)
+
+    usual = world.chunk
+
+    def chunk():
+        stamp = world.now - SECOND // 50
+        return usual(positions=due(stamp + np.arange(HORIZON) * SECOND // 20).ravel(), stamp=stamp)
+
+    world.chunk = chunk
+    world.engage().step(400)
+    gaps = []
+    for _ in range(300):
+        world.step()
+        gaps.append(abs(world.measured[0] - due(np.array([world.now]))[0, 0]))
+    assert world.arm.authority is Authority.POLICY, world.arm.machine.last.reason
+    assert world.arm.latency.seconds == pytest.approx(0.08, abs=0.02)
+    assert max(gaps) > 0.035 if late else max(gaps) < 0.01
+    world.assert_inside()
 
 
 def test_a_node_that_dies_holds_the_arm_at_once(moving):

@@ -251,6 +251,7 @@ class WatchdogConfig(Strict):
     joint_states: Positive = 0.15
     chunk: Positive = 0.6
     monitor: Positive = 0.7
+    evidence: Positive = 0.7
     camera: Positive = 0.3
     operator: Positive = 0.25
     node: Annotated[float, Field(ge=0.15, allow_inf_nan=False)] = 0.25

@@ -144,6 +144,8 @@ class ArmController:
         if self.inputs.monitor is None:
             return False
         self.inputs.monitor.feed(now)
+        if verdict != "STALE":  # then the monitor lives, but has nothing to judge
+            self.inputs.evidence.feed(now)
         if self.authority not in DRIVING or stamp <= self.machine.last.stamp:
             return False
         # `alarm` is latched: an alarm counts even if its own verdict was lost. A rig whose `hold_on` leaves ALARM out

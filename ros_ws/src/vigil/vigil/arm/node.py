@@ -31,6 +31,7 @@ from vigil.errors import VigilError
 from vigil.joints import joint_sources
 from vigil.node import (
     COMMAND,
+    ERROR,
     EVENTS,
     LATCHED,
     NEWEST,
@@ -344,6 +345,14 @@ class ArmNode(VigilNode):
             {"periods_held_back": refused["held_back"], "speed": controller.envelope.speed},
         )
         broken = any(count for kind, count in refused.items() if kind not in ("late_chunk", "held_back"))
+        fault, latency = controller.robot.fault, controller.latency.seconds
+        told = "unknown while nothing moves" if latency is None else f"{latency * 1e3:.0f} ms"
+        yield Health(
+            "robot",
+            ERROR if fault else OK,
+            fault or "ok",
+            {"command_latency": told},
+        )
         yield Health(
             "inputs",
             WARN if broken else OK,
