@@ -43,7 +43,7 @@ class Quality:
     """How well the frames of one part stand for what was recorded. Skews and rates are of frames outside gaps.
 
     Attributes:
-        measured_fps: slope of the acquisition stamps over the frames.
+        measured_fps: slope of the fastest input's acquisition stamps over the frames.
         skew_median_s, skew_max_s: newest minus oldest input of a frame.
         gap_frames: frames within a gap.
         repeated: frames that show a picture that the frame before had shown, by camera, in gaps too.
@@ -193,10 +193,12 @@ def _part(
 
 
 def _measured_fps(inputs: Sequence[Stream], pick: Mapping[str, np.ndarray], sound: np.ndarray) -> float:
-    """Frames per second by the stamps of what the frames hold: a straight line through them, gaps left out."""
+    """Frames per second by the stamps of what the frames hold: a straight line through them, gaps left out.
+
+    Of the fastest input: a picture may be half a frame off its instant, which says nothing about the rate.
+    """
     frames = np.flatnonzero(sound)
-    stamps = np.mean(
-        [stream.stamps[pick[stream.name][frames]] - stream.stamps[0] for stream in inputs], axis=0
-    )
+    fastest = min(inputs, key=lambda stream: stream.period or np.inf)
+    stamps = fastest.stamps[pick[fastest.name][frames]] - fastest.stamps[0]
     slope = np.polyfit(frames - frames.mean(), stamps - stamps.mean(), 1)[0]
     return float(1e9 / slope) if slope > 0 else 0.0

@@ -84,7 +84,7 @@ class Stream:
                 ("ended", 0, 0.0) if step is None else (step.kind, step.discarded, step.back_s)
             )
             found.append(Gap(self.name, kind, last, end, discarded, back))
-        return sorted((g for g in found if g.end > start and g.start < end), key=lambda g: g.start)
+        return sorted((g for g in found if g.end >= start and g.start <= end), key=lambda g: g.start)
 
     def nearest(self, times: np.ndarray) -> np.ndarray:
         """Place in ``stamps`` of the sample nearest to each of ``times`` [ns]; the earlier one of two."""
