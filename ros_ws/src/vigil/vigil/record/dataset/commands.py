@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from vigil.errors import VigilError
+from vigil.record.dataset import compact as compaction
 from vigil.record.dataset.export import Encoding, Outcome
 from vigil.record.dataset.export import export as export_lerobot
 from vigil.record.dataset.prepare import Wanted, find_recordings
@@ -75,6 +76,27 @@ def export(
     _report(console, result, out)
     if not result.episodes:
         raise VigilError(f"none of the {len(recordings)} recordings could be exported: each reason is above")
+
+
+@app.command()
+def delete(
+    dataset: Annotated[Path, typer.Argument(help="folder of a data set")],
+    episodes: Annotated[list[int], typer.Argument(metavar="EPISODE...", help="numbers of episodes")],
+    why: Annotated[str, typer.Option(help="kept beside the mark")] = "",
+    undo: Annotated[bool, typer.Option("--undo", help="take the marks back")] = False,
+) -> None:
+    """Mark episodes as deleted. Vigil's own commands pass over them; `vigil dataset compact` removes them for good."""
+    marks = compaction.mark(dataset, episodes, why, undo)
+    listed = ", ".join(map(str, sorted(marks))) or "none"
+    Console().print(f"{dataset}: marked as deleted: {listed}")
+
+
+@app.command()
+def compact(dataset: Annotated[Path, typer.Argument(help="folder of a data set")]) -> None:
+    """Remove the episodes that are marked as deleted, and number the others anew; all at once, or not at all."""
+    removed, left = compaction.compact(dataset)
+    what = f"{removed} episodes removed, {left} left" if removed else "nothing is marked as deleted"
+    Console().print(f"{dataset}: {what}")
 
 
 def _progress(console: Console) -> Progress:

@@ -13,6 +13,7 @@ import numpy as np
 
 from vigil.errors import VigilError
 from vigil.record.dataset import video
+from vigil.record.dataset.compact import settle
 from vigil.record.dataset.files import read_json, write_json
 from vigil.record.dataset.layout import SCORE_COLUMNS, SETTINGS, make_features
 from vigil.record.dataset.prepare import Prepared, Wanted, prepare, summary
@@ -67,6 +68,7 @@ def export(
         VigilError: ``out`` is not a data set of these settings, or the disk refuses.
     """
     video.check_codec(encoding.codec)
+    settle(out)
     settings = {**asdict(wanted.grid), "size": wanted.size, "draw": wanted.draw, **asdict(encoding)}
     added: list[dict[str, Any]] = []
     skipped: dict[str, str] = {}

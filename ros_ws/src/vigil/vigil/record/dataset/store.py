@@ -61,7 +61,7 @@ class Store:
         self._remove_unfinished()
         rows = read_rows(root, len(self))
         self.done = {(row["x_recording"], row["x_part"]) for row in rows}
-        self._stats = [_stats_of_row(row) for row in rows]
+        self._stats = [stats_of_row(row) for row in rows]
         self._tasks = read_tasks(root) if self.info else []
 
     def __len__(self) -> int:
@@ -262,7 +262,8 @@ def _row(number: int, first: int, length: int, episode: NewEpisode, fps: int) ->
     return row | dict(episode.facts)
 
 
-def _stats_of_row(row: Mapping[str, Any]) -> dict[str, Stats]:
+def stats_of_row(row: Mapping[str, Any]) -> dict[str, Stats]:
+    """Statistics by feature, out of a row of ``meta/episodes``."""
     found: dict[str, Stats] = {}
     for name, value in row.items():
         if name.startswith("stats/"):
