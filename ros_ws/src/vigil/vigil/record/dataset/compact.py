@@ -91,17 +91,26 @@ def compact(root: Path) -> tuple[int, int]:
 
 
 def settle(root: Path) -> None:
-    """Remove what an interrupted compaction left beside ``root``; end it, if it stopped between the renames of its swap."""
+    """Remove what an interrupted compaction left beside ``root``; end it, if it stopped between the renames of its swap.
+
+    Raises:
+        VigilError: another process is compacting, or nothing whole is left to be put in its place.
+    """
     root = root.resolve()
-    new, old = _beside(root)
-    if not root.exists():
-        for folder in (new, old):
-            if (folder / INFO).exists() and not verify(folder):
-                folder.rename(root)
-                sync_folder(root.parent)
-                break
-    if root.exists():
-        for folder in (new, old):
+    left = [folder for folder in _beside(root) if folder.exists()]
+    if not left:
+        return
+    # Whoever is compacting holds the data set, or what was it until a moment ago: it must not lose its copy to us.
+    with owned(root if root.exists() else left[-1]):
+        if not root.exists():
+            whole = [folder for folder in left if not verify(folder)]
+            if not whole:
+                raise VigilError(
+                    f"{root} is gone, and neither of {', '.join(map(str, left))} is whole: look into them"
+                )
+            whole[0].rename(root)
+            sync_folder(root.parent)
+        for folder in left:
             shutil.rmtree(folder, ignore_errors=True)
 
 
