@@ -13,6 +13,7 @@ from vigil.errors import VigilError
 from vigil.record.dataset import compact as compaction
 from vigil.record.dataset.export import Encoding, Outcome
 from vigil.record.dataset.export import export as export_lerobot
+from vigil.record.dataset.hdf5 import export_hdf5
 from vigil.record.dataset.prepare import Wanted, find_recordings
 from vigil.record.dataset.resample import POLICIES, Grid
 from vigil.record.episode import OUTCOMES
@@ -26,7 +27,9 @@ def export(
     runs: Annotated[
         list[Path], typer.Argument(metavar="RUN...", help="recordings (.mcap), or folders with some")
     ],
-    out: Annotated[Path, typer.Argument(help="folder of the data set; one that is there is added to")],
+    out: Annotated[
+        Path, typer.Argument(help="the data set: a folder, for hdf5 a file; one that is there is added to")
+    ],
     fps: Annotated[int, typer.Option(min=1, max=240, help="frames per second of the data set")] = 30,
     gaps: Annotated[
         str,
@@ -72,7 +75,10 @@ def export(
         def tell(what: str, frames: int) -> None:
             progress.update(bar, description=what, advance=frames)
 
-        result = export_lerobot(recordings, out, wanted, Encoding(codec, crf), tuple(SCORES), tell)
+        if format_ == "hdf5":
+            result = export_hdf5(recordings, out, wanted, tuple(SCORES), tell)
+        else:
+            result = export_lerobot(recordings, out, wanted, Encoding(codec, crf), tuple(SCORES), tell)
     _report(console, result, out)
     if not result.episodes:
         raise VigilError(f"none of the {len(recordings)} recordings could be exported: each reason is above")
