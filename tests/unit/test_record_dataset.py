@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 from support.recordings import HEIGHT, SECOND, START, WIDTH, Script, number_shown, record, set_back, silent
 from vigil.cli import build_app
 from vigil.errors import VigilError
+from vigil.monitor.scores import SCORES as ALL_SCORES
 from vigil.policy.observation import prepare_image
 from vigil.record.dataset import files, frames, video
 from vigil.record.dataset.export import Encoding, export
@@ -385,6 +386,32 @@ def test_a_killed_export_goes_on(taken, exported, tmp_path):
     run(taken, root)
     assert check_whole(root) == 3
     assert contents(root) == contents(exported)
+
+
+def test_ctrl_c_ends_it_cleanly_and_it_goes_on(tmp_path):
+    long = record(tmp_path / "long.mcap", Script(seconds=40.0, shape=(240, 320)))
+    root = tmp_path / "set"
+    command = [
+        sys.executable,
+        "-c",
+        "from vigil.cli import main; main()",
+        "dataset",
+        "export",
+        str(long),
+        str(root),
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        until = time.monotonic() + 30
+        while not list(root.glob(".staging/*.mp4")):
+            assert time.monotonic() < until and process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "the same command goes on" in error
+    assert sorted(p.name for p in root.iterdir()) == ["meta"]
+    assert export([long], root, WANTED, Encoding(), tuple(ALL_SCORES)).episodes == 1
+    assert check_whole(root) == 1
 
 
 # The command --------------------------------------------------------------------------------------------------

@@ -70,7 +70,9 @@ def test_a_mark_changes_no_episode_and_can_be_taken_back(root, made):
 def test_compaction_removes_them_and_numbers_the_others_anew(root, made, recordings):
     before = read_rows(made, 4)
     mark(root, [1, 3])
+    (root / "README.md").write_text("mine")
     assert compact(root) == (2, 2)
+    assert (root / "README.md").read_text() == "mine"
     assert verify(root) == []
     assert deleted(root) == {}
     info = json.loads((root / INFO).read_text())

@@ -168,6 +168,16 @@ def test_scores_stand_where_a_verdict_holds_and_nan_elsewhere(tmp_path):
     assert not table.alarm[-1]
 
 
+def test_an_alarm_from_before_the_policy_had_control_is_not_its_own(tmp_path):
+    script = Script(authority=((1.5, "HOLD"), (9.0, "POLICY")), alarm_at=0.5)
+    table = one(record(tmp_path / "e.mcap", script), Wanted(Grid(30))).table
+    assert table.verdict[0] == ""
+    assert not table.alarm[0]
+    assert table.alarm[10]
+    whole = one(tmp_path / "e.mcap", Wanted(Grid(30, whole=True))).table
+    assert whole.verdict[40] == "ALARM"
+
+
 # Gaps ---------------------------------------------------------------------------------------------------------
 
 DEAD = Script(seconds=5.0, faults={"wrist": silent(1.0, 4.0)})

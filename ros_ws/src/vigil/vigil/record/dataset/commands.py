@@ -69,16 +69,20 @@ def export(
     wanted = Wanted(Grid(fps, gaps, whole), image_size, draw, tuple(outcome or ()), task)
     recordings = find_recordings(runs)
     console = Console()
-    with _progress(console) as progress:
-        bar = progress.add_task("frames", total=None)
+    try:
+        with _progress(console) as progress:
+            bar = progress.add_task("frames", total=None)
 
-        def tell(what: str, frames: int) -> None:
-            progress.update(bar, description=what, advance=frames)
+            def tell(what: str, frames: int) -> None:
+                progress.update(bar, description=what, advance=frames)
 
-        if format_ == "hdf5":
-            result = export_hdf5(recordings, out, wanted, tuple(SCORES), tell)
-        else:
-            result = export_lerobot(recordings, out, wanted, Encoding(codec, crf), tuple(SCORES), tell)
+            if format_ == "hdf5":
+                result = export_hdf5(recordings, out, wanted, tuple(SCORES), tell)
+            else:
+                result = export_lerobot(recordings, out, wanted, Encoding(codec, crf), tuple(SCORES), tell)
+    except KeyboardInterrupt:
+        Console(stderr=True).print(f"stopped; {out} is whole, and the same command goes on", style="yellow")
+        raise typer.Exit(130) from None
     _report(console, result, out)
     if not result.episodes:
         raise VigilError(f"none of the {len(recordings)} recordings could be exported: each reason is above")
@@ -103,6 +107,25 @@ def compact(dataset: Annotated[Path, typer.Argument(help="folder of a data set")
     removed, left = compaction.compact(dataset)
     what = f"{removed} episodes removed, {left} left" if removed else "nothing is marked as deleted"
     Console().print(f"{dataset}: {what}")
+
+
+@app.command()
+def report(
+    dataset: Annotated[Path, typer.Argument(help="folder of a LeRobotDataset v3.0, Vigil's or anybody's")],
+    out: Annotated[Path | None, typer.Option(help="the page; by default report.html in the data set")] = None,
+) -> None:
+    """A page about a data set: its episodes, what went wrong in them, and how good they are to learn from."""
+    from vigil.record.dataset.report import write_report  # loads matplotlib
+
+    console = Console()
+    with _progress(console) as progress:
+        bar = progress.add_task("episodes", total=None)
+        page = write_report(
+            dataset,
+            out or dataset / "report.html",
+            lambda done, total: progress.update(bar, completed=done, total=total),
+        )
+    console.print(f"report: {page}")
 
 
 def _progress(console: Console) -> Progress:

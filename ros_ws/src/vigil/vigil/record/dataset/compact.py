@@ -192,10 +192,20 @@ def _copy(root: Path, new: Path, info: dict[str, Any], kept: Sequence[int]) -> N
         )
         first += length
     _write(layout.tasks_table(tasks), new / TASKS)
+    for path in _others(root):
+        _link(path, new / path.relative_to(root))
     write_json(new / STATS, stats.as_json(stats.join(found)))
     write_json(new / SETTINGS, _settings_after(root, rows, set(kept)))
     totals = {"total_episodes": len(kept), "total_frames": first, "total_tasks": len(tasks)}
     write_json(new / INFO, {**info, **totals, "splits": {"train": f"0:{len(kept)}"}})
+
+
+def _others(root: Path) -> list[Path]:
+    """Files that somebody else has put into the data set: they are kept."""
+    known = {INFO, STATS, TASKS, SETTINGS, DELETED}
+    folders = ("data/", "videos/", "meta/episodes/", layout.STAGING)
+    names = [str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()]
+    return [root / name for name in names if name not in known and not name.startswith(folders)]
 
 
 def _renumbered(row: dict[str, Any], number: int, first: int, cameras: Sequence[str]) -> dict[str, Any]:

@@ -72,12 +72,19 @@ def make_table(source: Source, part: Part, score_names: Sequence[str]) -> Table:
 
 
 def _verdicts(source: Source, times: np.ndarray) -> np.ndarray:
-    """Place of the verdict that holds at each instant; -1 where none does."""
+    """Place of the verdict that holds at each instant; -1 where none does.
+
+    What was said before somebody got control is about another run: the monitor is reset in between.
+    """
     stream = source.verdicts.stream
     said = stream.before(times)
     if len(stream) > 1:
         age = times - stream.stamps[np.maximum(said, 0)]
         said = np.where(age <= VERDICT_PERIODS * stream.period, said, -1)
+    if source.has_control:
+        given = source.first_control()
+        earlier = int(np.searchsorted(stream.stamps, given))
+        said = np.where((times >= given) & (said < earlier), -1, said)
     return said
 
 

@@ -114,7 +114,7 @@ def prepare(
 def _shapes(source: Source) -> dict[str, tuple[int, int]]:
     """Height and width of each camera of the rig that made the recording: nothing else tells of cameras not recorded."""
     rig = load_rig(source.facts["rig"])
-    return {camera.name: (camera.height, camera.width) for camera in rig.cameras}
+    return {c.name: (c.height, c.width) for c in sorted(rig.cameras, key=lambda c: c.name)}
 
 
 def _facts(source: Source, part: Part, parts: int, table: Table, wanted: Wanted) -> dict[str, Any]:

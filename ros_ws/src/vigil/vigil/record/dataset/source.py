@@ -89,16 +89,20 @@ class Source:
         """Names the recording whatever its file is called: rig, episode and time of its start."""
         return f"{self.facts['rig']}/{self.facts['episode_id']}/{self.facts['started']}"
 
+    @property
+    def has_control(self) -> bool:
+        """Whether anybody ever had control."""
+        return bool(np.isin(self.control.authority, CONTROLLING).any())
+
     def first_control(self) -> int:
         """Stamp [ns] at which somebody was given control.
 
         Raises:
             VigilError: nobody ever had it.
         """
-        given = np.flatnonzero(np.isin(self.control.authority, CONTROLLING))
-        if not len(given):
+        if not self.has_control:
             raise VigilError("nobody ever had control")
-        return int(self.control.stream.stamps[given[0]])
+        return int(self.control.stream.stamps[np.isin(self.control.authority, CONTROLLING).argmax()])
 
 
 def read_source(path: Path) -> Source:
