@@ -13,7 +13,8 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -51,16 +52,13 @@ def make_recording(path: Path, minutes: float) -> Path:
     """A recording as the recorder writes it: 100 Hz joints and arm, 5 Hz verdicts, two cameras."""
     views = {camera: textured(i) for i, camera in enumerate(CAMERAS)}
 
-    def camera(script: recordings.Script, name: str) -> list[tuple[int, str, bytes]]:
-        found = []
-        for at, stamp in recordings._times(script, FPS, 0.0, name):
+    def camera(script: recordings.Script, name: str) -> Iterator[tuple[int, str, bytes]]:
+        for at, stamp in recordings.sample_times(script, FPS, 0.0, name):
             i = round(at / 1e9 * FPS) % (2 * VIEWS)
-            jpeg = views[name][min(i, 2 * VIEWS - 1 - i)]
-            found.append((at, recordings._image(name), encode(
-                "sensor_msgs/msg/CompressedImage", header=header(recordings.START + stamp), format="jpeg",
-                data=np.frombuffer(jpeg, np.uint8),
-            )))  # fmt: skip
-        return found
+            data = np.frombuffer(views[name][min(i, 2 * VIEWS - 1 - i)], np.uint8)
+            stamped = header(recordings.START + stamp)
+            kind = "sensor_msgs/msg/CompressedImage"
+            yield at, recordings.image_topic(name), encode(kind, header=stamped, format="jpeg", data=data)
 
     recordings._camera = camera
     script = recordings.Script(
@@ -89,8 +87,11 @@ def ours(recording: Path, out: Path, codec: str) -> int:
     return result.frames
 
 
-def theirs(recording: Path, out: Path, codec: str) -> int:
-    """lerobot's `add_frame` and `save_episode`, with its own defaults but for the codec."""
+def theirs(recording: Path, out: Path, codec: str, streaming: bool = False) -> int:
+    """lerobot's `add_frame` and `save_episode`, with its own defaults but for the codec.
+
+    ``streaming``: encoding while frames are added, without PNG files in between, where this lerobot can.
+    """
     from support.lerobot import dataset_class
 
     (episode,), _ = prepare(recording, Wanted(Grid(FPS)), ("rnd", "ace"))
@@ -105,7 +106,7 @@ def theirs(recording: Path, out: Path, codec: str) -> int:
         features[f"observation.images.{name}"] = shape
     dataset = dataset_class().create(
         "local/bench", FPS, features, root=out, use_videos=True, image_writer_threads=4 * len(CAMERAS),
-        vcodec={"h264": "h264", "av1": "libsvtav1"}[codec],
+        vcodec={"h264": "h264", "av1": "libsvtav1"}[codec], **({"streaming_encoding": True} if streaming else {}),
     )  # fmt: skip
     pictures = [frames.Pictures(episode.source, None).frames(name, episode.part) for name in CAMERAS]
     for i, views in enumerate(zip(*pictures, strict=True)):
@@ -134,9 +135,10 @@ def main() -> None:
         print(
             f"recording: {options.minutes:g} min, 2 cameras {SHAPE[1]}x{SHAPE[0]} at {FPS} Hz, {size:.0f} MB"
         )
-        writers = {"vigil": ours}
+        writers: dict[str, Callable[[Path, Path, str], int]] = {"vigil": ours}
         if importlib.util.find_spec("lerobot") and not options.alone:
             writers["lerobot"] = theirs
+            writers["lerobot, streaming"] = partial(theirs, streaming=True)
         else:
             print("lerobot is not installed here, or not wanted: no comparison")
         results = {}
@@ -146,11 +148,11 @@ def main() -> None:
                 options.minutes * 60,
             )
             print(
-                f"{name:8} {options.codec}: {result['s']:.1f} s for {result['frames']} frames of two cameras, "
+                f"{name:18} {options.codec}: {result['s']:.1f} s for {result['frames']} frames of two cameras, "
                 f"{result['x_real_time']:.1f} times real time, {result['cpu_s']:.1f} s of processor"
             )
-        if "lerobot" in results:
-            print(f"vigil is {results['lerobot']['s'] / results['vigil']['s']:.1f} times as fast")
+        for name in writers.keys() - {"vigil"}:
+            print(f"vigil is {results[name]['s'] / results['vigil']['s']:.1f} times as fast as {name}")
 
 
 if __name__ == "__main__":

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import heapq
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from time import sleep
 
 import cv2
 import numpy as np
@@ -88,7 +90,7 @@ def record(path: Path, script: Script | None = None, episode_id: str | None = No
     topics = [Topic(f"/rig/{name}", kind, full_definition(kind)) for name, kind in TYPES.items()]
     kind = "sensor_msgs/msg/CompressedImage"
     for camera in script.cameras:
-        topics.append(Topic(_image(camera), kind, full_definition(kind)))
+        topics.append(Topic(image_topic(camera), kind, full_definition(kind)))
     facts = EpisodeRecord(
         episode_id=episode_id or path.stem,
         rig="rig",
@@ -105,20 +107,20 @@ def record(path: Path, script: Script | None = None, episode_id: str | None = No
             ControlSpan(authority="POLICY", event="engage", reason="", start_s=0.2, end_s=script.seconds)
         ],
     )
-    writer = EpisodeWriter(path, topics, header=facts.metadata(), flush_period=60.0, queue_bytes=1 << 30)
-    messages = [*_joints(script), *_arm(script), *_monitor(script), *_task(script)]
-    for camera in script.cameras:
-        messages += _camera(script, camera)
-    for at, topic, data in sorted(messages, key=lambda m: m[0]):
-        assert writer.put(topic, data, START + at, START + at)
+    writer = EpisodeWriter(path, topics, header=facts.metadata(), flush_period=60.0)
+    sources = [_joints(script), _arm(script), _monitor(script), _task(script)]
+    sources += [_camera(script, camera) for camera in script.cameras]
+    for at, topic, data in heapq.merge(*sources, key=lambda m: m[0]):
+        while not writer.put(topic, data, START + at, START + at):
+            sleep(0.02)  # its queue is full
     return writer.finish(lambda counts: facts.metadata())
 
 
-def _image(camera: str) -> str:
+def image_topic(camera: str) -> str:
     return f"/rig/{camera}/color/image_raw/compressed"
 
 
-def _times(script: Script, rate: float, phase: float, name: str) -> list[tuple[int, int]]:
+def samplesample_times(script: Script, rate: float, phase: float, name: str) -> list[tuple[int, int]]:
     """(true time, stamp) of every sample that is not lost; ns since START."""
     count = int((script.seconds - phase) * rate + 1e-9) + 1
     true = np.round((phase + np.arange(count) / rate) * SECOND).astype(np.int64)
@@ -126,11 +128,11 @@ def _times(script: Script, rate: float, phase: float, name: str) -> list[tuple[i
     return [(int(t), int(s)) for t, s in zip(true, stamps, strict=True) if s >= 0]
 
 
-def _joints(script: Script) -> list[tuple[int, str, bytes]]:
-    kind, found = TYPES["franka/joint_states"], []
+def _joints(script: Script) -> Iterator[tuple[int, str, bytes]]:
+    kind = TYPES["franka/joint_states"]
     # Not in the order of the arm's columns, and one joint more: columns go by name.
     names = ["extra", *reversed(script.columns)]
-    for at, stamp in _times(script, 100.0, 0.0, "joints"):
+    for at, stamp in sample_times(script, 100.0, 0.0, "joints"):
         position = np.array([9.0, *joint_values(at / SECOND, len(script.columns))[::-1]])
         data = encode(
             kind,
@@ -140,8 +142,7 @@ def _joints(script: Script) -> list[tuple[int, str, bytes]]:
             velocity=position,
             effort=position,
         )
-        found.append((at, "/rig/franka/joint_states", data))
-    return found
+        yield at, "/rig/franka/joint_states", data
 
 
 def authority_at(script: Script, seconds: float) -> str:
@@ -149,10 +150,10 @@ def authority_at(script: Script, seconds: float) -> str:
     return next(name for until, name in script.authority if seconds < until)
 
 
-def _arm(script: Script) -> list[tuple[int, str, bytes]]:
-    kind, found = TYPES["arm/state"], []
+def _arm(script: Script) -> Iterator[tuple[int, str, bytes]]:
+    kind = TYPES["arm/state"]
     zero = np.zeros(len(script.columns))
-    for at, stamp in _times(script, 100.0, 0.0, "arm"):
+    for at, stamp in sample_times(script, 100.0, 0.0, "arm"):
         data = encode(
             kind,
             header=header(START + stamp),
@@ -174,13 +175,12 @@ def _arm(script: Script) -> list[tuple[int, str, bytes]]:
             period_p99=0.01,
             missed_deadlines=0,
         )
-        found.append((at, "/rig/arm/state", data))
-    return found
+        yield at, "/rig/arm/state", data
 
 
-def _monitor(script: Script) -> list[tuple[int, str, bytes]]:
-    kind, found = TYPES["monitor/status"], []
-    for tick, (at, stamp) in enumerate(_times(script, 5.0, 0.4, "monitor")):
+def _monitor(script: Script) -> Iterator[tuple[int, str, bytes]]:
+    kind = TYPES["monitor/status"]
+    for tick, (at, stamp) in enumerate(sample_times(script, 5.0, 0.4, "monitor")):
         alarm = script.alarm_at is not None and at >= script.alarm_at * SECOND
         data = encode(
             kind,
@@ -197,25 +197,24 @@ def _monitor(script: Script) -> list[tuple[int, str, bytes]]:
             thresholds=np.arange(len(script.scores)) + 5.0,
             computation_time=0.001,
         )
-        found.append((at + 30_000_000, "/rig/monitor/status", data))  # known a little after what it is about
-    return found
+        yield at + 30_000_000, "/rig/monitor/status", data  # known a little after what it is about
 
 
-def _task(script: Script) -> list[tuple[int, str, bytes]]:
+def _task(script: Script) -> Iterator[tuple[int, str, bytes]]:
     kind = TYPES["sim/task"]
     data = encode(
         kind, header=header(START), scene=1, task=script.task, phase="approach", contact=False, grasped=False,
         success=False, failure=False, failure_reason="", elapsed=0.0, perturbation=script.perturbation,
         perturbation_active=False,
     )  # fmt: skip
-    return [(0, "/rig/sim/task", data)]
+    yield 0, "/rig/sim/task", data
 
 
-def _camera(script: Script, camera: str) -> list[tuple[int, str, bytes]]:
+def _camera(script: Script, camera: str) -> Iterator[tuple[int, str, bytes]]:
     """Pictures that show their number; a lost one is counted."""
-    found, rate = [], script.cameras[camera]
+    rate = script.cameras[camera]
     phase = script.phase.get(camera, 0.0)
-    for at, stamp in _times(script, rate, phase, camera):
+    for at, stamp in sample_times(script, rate, phase, camera):
         number = round((at / SECOND - phase) * rate)
         rgb = number_picture(number, script.shape)
         _, jpeg = cv2.imencode(".jpg", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 95])
@@ -225,5 +224,4 @@ def _camera(script: Script, camera: str) -> list[tuple[int, str, bytes]]:
             format="rgb8; jpeg compressed bgr8",
             data=jpeg.ravel(),
         )
-        found.append((at, _image(camera), data))
-    return found
+        yield at, image_topic(camera), data
