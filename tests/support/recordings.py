@@ -120,7 +120,7 @@ def image_topic(camera: str) -> str:
     return f"/rig/{camera}/color/image_raw/compressed"
 
 
-def samplesample_times(script: Script, rate: float, phase: float, name: str) -> list[tuple[int, int]]:
+def sample_times(script: Script, rate: float, phase: float, name: str) -> list[tuple[int, int]]:
     """(true time, stamp) of every sample that is not lost; ns since START."""
     count = int((script.seconds - phase) * rate + 1e-9) + 1
     true = np.round((phase + np.arange(count) / rate) * SECOND).astype(np.int64)
