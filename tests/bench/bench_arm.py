@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from vigil.arm.adapters.ros2_control import adapters
+from vigil.arm.adapters.ros2_control import ForwardGripper, JointTrajectory
 from vigil.arm.clutch import OperatorCommand
 from vigil.arm.columns import Columns
 from vigil.arm.controller import ArmController
@@ -39,7 +39,7 @@ def medians(step: Callable[[int], None]) -> tuple[float, float]:
 
 def main() -> int:
     rig = load_rig("franka_sim")
-    columns = Columns(rig.arm.limits)
+    columns = Columns.of(rig)
     home = np.array([rig.arm.home[name] for name in columns.names])
     still = np.zeros(8)
 
@@ -56,7 +56,7 @@ def main() -> int:
         envelope.track(target(i), still, 0.05)
 
     controller = ArmController(rig, lockstep=False)
-    outlets = adapters(rig.arm)
+    outlets = (JointTrajectory(rig.arm, slice(0, 8)), ForwardGripper(rig.arm, slice(0, 8)))
     measured = home
 
     def whole(i: int) -> None:

@@ -19,10 +19,10 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from vigil import kinematics
 from vigil.arm.columns import Columns
 from vigil.bringup import Options
 from vigil.errors import VigilError
+from vigil.kinematics import FRANKA
 from vigil.record.reader import EpisodeReader, stamp_ns
 from vigil.rig import RigConfig, load_rig
 from vigil.run.client.node import RigClient
@@ -57,7 +57,7 @@ class Commands:
     """What was sent to the arm's controller in one recording, once per control period."""
 
     def __init__(self, path: Path, rig: RigConfig) -> None:
-        self.period = 1.0 / rig.arm.control_rate
+        self.period = 1.0 / rig.control_rate
         topic = f"{rig.arm.name}/{rig.arm.controller}/joint_trajectory"
         by_tick = {
             stamp_ns(m.header.stamp): m.points[0].positions for _, m in EpisodeReader(path).messages(topic)
@@ -108,7 +108,7 @@ def main() -> None:
 
 def report(console: Console, rig: RigConfig, paths: list[Path]) -> None:
     joints = len(rig.arm.joints)
-    limits, period = Columns(rig.arm.limits), 1.0 / rig.arm.control_rate
+    limits, period = Columns.of(rig), 1.0 / rig.control_rate
     motions = [motion for path in paths for motion in Commands(path, rig).motions()]
     steps, delays = np.array([found for path in paths for found in takeovers(path, joints)]).T
     ordinary = np.percentile(np.concatenate([np.abs(np.diff(m, axis=0)).max(axis=1) for m in motions]), 99)
@@ -128,7 +128,7 @@ def report(console: Console, rig: RigConfig, paths: list[Path]) -> None:
             for m in motions
         ]
         add(f"{name}, share of its limit", np.concatenate(share).max(axis=1), "1", 4)
-    tools = [kinematics.positions(motion, rig.arm.tool_offset) for motion in motions]
+    tools = [FRANKA.positions(motion, rig.arm.tool_offset) for motion in motions]
     speeds = np.concatenate([np.linalg.norm(np.diff(tool, axis=0), axis=1) for tool in tools]) / period
     add("tool's speed (m/s)", speeds, f"{rig.arm.workspace.tool_speed:g}", 3)
     console.print(table)

@@ -33,12 +33,13 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def rig(tmp_path_factory) -> RigConfig:
     folder: Path = tmp_path_factory.mktemp("rig")
+    rig = load_rig("franka_sim")
     bundle = write_tiny_bundle(folder / "bundle", offset=[PUSH] * 7 + [0.0], gain=0.001)
     everywhere = {"tool_speed": 1.5, "inside": {"lower": (-2.0, -2.0, -2.0), "upper": (2.0, 2.0, 2.0)}}
     return derive_rig(
-        load_rig("franka_sim"),
+        rig,
         folder,
-        arm={"workspace": everywhere},
+        arms=[{**rig.arm.model_dump(mode="json", exclude_none=True), "workspace": everywhere}],
         policy={"bundle": str(bundle), "samples": 4},
         record={"directory": str(folder / "recordings")},
         sim={"time_limit": 600.0},

@@ -160,7 +160,7 @@ def test_synchronised_inputs_make_chunks_at_the_policys_rate(live, bundle):
     ("fault", "component", "reason"),
     [
         ({"positions": [float("nan")] + [0.0] * 7}, "observation", "not finite"),
-        ({"names": [f"panda_joint{i}" for i in range(8)]}, "observation", "joint state lacks"),
+        ({"names": [f"panda_joint{i}" for i in range(8)]}, "observation", "are missing: got names"),
         ({"size": {"wrist": (320, 240), "scene": (640, 480)}}, "observation", "camera wrist: a frame of"),
     ],
 )

@@ -7,6 +7,7 @@ import pytest
 from vigil.arm.authority import TRANSITIONS, Authority, AuthorityMachine, Event, Refusal, Transition
 
 HELD, POLICY, HAND, STOPPED = Authority.HOLD, Authority.POLICY, Authority.OPERATOR, Authority.ESTOP
+BOTH = Authority.BLENDED
 # Written out again from the design, source by source: what is not here must be refused.
 ALLOWED = {
     HELD: {Event.ENGAGE: POLICY, Event.HAND_BACK: POLICY, Event.TAKE_OVER: HAND, Event.ESTOP: STOPPED},
@@ -19,8 +20,10 @@ ALLOWED = {
         Event.JOINT_JUMP: HELD,
         Event.ENVELOPE: HELD,
         Event.NOT_FOLLOWING: HELD,
+        Event.ROBOT_FAULT: HELD,
         Event.HOLD: HELD,
         Event.TAKE_OVER: HAND,
+        Event.CORRECT: BOTH,
         Event.ESTOP: STOPPED,
     },
     HAND: {
@@ -31,7 +34,23 @@ ALLOWED = {
         Event.JOINT_JUMP: HELD,
         Event.ENVELOPE: HELD,
         Event.NOT_FOLLOWING: HELD,
+        Event.ROBOT_FAULT: HELD,
         Event.HAND_BACK: POLICY,
+        Event.ESTOP: STOPPED,
+    },
+    BOTH: {
+        Event.ALARM: HELD,
+        Event.STALE_CHUNK: HELD,
+        Event.BAD_CHUNK: HELD,
+        Event.MISSING: HELD,
+        Event.BAD_COMMAND: HELD,
+        Event.STALE_JOINT_STATES: HELD,
+        Event.JOINT_JUMP: HELD,
+        Event.ENVELOPE: HELD,
+        Event.NOT_FOLLOWING: HELD,
+        Event.ROBOT_FAULT: HELD,
+        Event.HOLD: HELD,
+        Event.RELEASE: POLICY,
         Event.ESTOP: STOPPED,
     },
     STOPPED: {Event.RESET: HELD},
@@ -41,6 +60,7 @@ TO = {
     POLICY: (Event.ENGAGE,),
     HAND: (Event.TAKE_OVER,),
     STOPPED: (Event.ESTOP,),
+    BOTH: (Event.ENGAGE, Event.CORRECT),
 }
 
 

@@ -15,7 +15,7 @@ AHEAD = 0.05
 
 @pytest.fixture(scope="module")
 def columns():
-    return Columns(load_rig("franka_sim").arm.limits)
+    return Columns.of(load_rig("franka_sim"))
 
 
 @pytest.fixture
@@ -136,7 +136,7 @@ def test_refuses_what_is_not_a_target(envelope, bad):
 
 def test_tiny_limits_do_not_break_the_solver():
     columns = Columns(
-        {"slow": JointLimits(lower=-1e-3, upper=1e-3, velocity=1e-3, acceleration=1e-2, jerk=1e-1)}
+        {"slow": JointLimits(lower=-1e-3, upper=1e-3, velocity=1e-3, acceleration=1e-2, jerk=1e-1)}, ()
     )
     envelope = Envelope(columns, PERIOD)
     rng = np.random.default_rng(1)

@@ -17,7 +17,7 @@ START = 1_000 * SECOND
 
 @pytest.fixture(scope="module")
 def columns():
-    return Columns(load_rig("franka_sim").arm.limits)
+    return Columns.of(load_rig("franka_sim"))
 
 
 @pytest.fixture

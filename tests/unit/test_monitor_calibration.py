@@ -152,7 +152,7 @@ def test_any_difference_is_refused_with_both_values(calibrated, bundle, field):
 def test_another_tool_is_refused(calibrated):
     rig = load_rig("franka_sim")
     check_arm(load_calibration(calibrated), rig)
-    longer = rig.model_copy(update={"arm": rig.arm.model_copy(update={"tool_offset": (0.0, 0.0, 0.2)})})
+    longer = rig.model_copy(update={"arms": (rig.arm.model_copy(update={"tool_offset": (0.0, 0.0, 0.2)}),)})
     with pytest.raises(VigilError, match=r"tool_offset.*0\.1488.*0\.2"):
         check_arm(load_calibration(calibrated), longer)
 

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vigil.joints import JointSource
 from vigil.policy.observation import ObservationBuffer, Rejected, frame_view, prepare_image
 
 MS = 1_000_000
@@ -15,7 +16,10 @@ FRAME = np.zeros((480, 640, 3), np.uint8)
 
 
 def buffer(max_skew: float = 0.04) -> ObservationBuffer:
-    return ObservationBuffer({"wrist": (480, 640), "scene": (480, 640)}, ("j1", "j2", "gripper"), max_skew)
+    source = JointSource("arm/joint_states")
+    source.add(("j1", "j2", "gripper"), ("j1", "j2", "gripper"))
+    cameras = {"wrist": (480, 640), "scene": (480, 640)}
+    return ObservationBuffer(cameras, ("j1", "j2", "gripper"), [source], max_skew)
 
 
 def test_images_are_averaged_over_the_whole_view():
@@ -137,10 +141,10 @@ def test_inputs_too_far_apart_make_no_set():
     [
         (["j1", "j2", "gripper"], [0.0, float("nan"), 0.0], "j2.*not finite"),
         (["j1", "j2", "gripper"], [float("inf"), 0.0, 0.0], "j1.*not finite"),
-        (["j1", "gripper"], [0.0, 0.0], r"lacks \['j2'\]"),
-        (["a", "b", "c"], [0.0, 0.0, 0.0], r"lacks \['j1', 'j2', 'gripper'\]"),
-        (["j1", "j2", "gripper"], [0.0, 0.0], "3 names but 2 positions"),
-        ([], [], "lacks"),
+        (["j1", "gripper"], [0.0, 0.0], r"\['j2'\] are missing"),
+        (["a", "b", "c"], [0.0, 0.0, 0.0], r"\['j1', 'j2', 'gripper'\] are missing"),
+        (["j1", "j2", "gripper"], [0.0, 0.0], "3 names and 2 positions"),
+        ([], [], "missing"),
     ],
 )
 def test_bad_joint_states_are_refused(names, positions, reason):

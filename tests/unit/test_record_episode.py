@@ -47,7 +47,12 @@ def state(stamp: int, authority: str, transition: int) -> bytes:
         blocked_by="",
         period_mean=0.0,
         period_p99=0.0,
+        period_jitter=0.0,
         missed_deadlines=0,
+        command_latency=-1.0,
+        histogram_names=[],
+        histogram_edges=np.zeros(0),
+        histogram_counts=np.zeros(0, np.uint32),
     )
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from vigil import kinematics
+from vigil.kinematics import FRANKA
 from vigil.sim import scene
 
 
@@ -22,7 +23,7 @@ def random_angles(count: int, seed: int = 0) -> np.ndarray:
 def test_forward_kinematics_is_that_of_the_simulated_arm(model):
     data = mujoco.MjData(model)
     q = random_angles(50)
-    positions, rotations = kinematics.forward(q, scene.TOOL_OFFSET)
+    positions, rotations = FRANKA.forward(q, scene.TOOL_OFFSET)
     for i in range(len(q)):
         data.qpos[:7] = q[i]
         mujoco.mj_kinematics(model, data)
@@ -40,16 +41,16 @@ def test_jacobian_is_that_of_the_simulated_arm(model):
         mujoco.mj_comPos(model, data)
         mujoco.mj_jacSite(model, data, linear, angular, model.site("pinch").id)
         expected = np.concatenate([linear[:, :7], angular[:, :7]])
-        np.testing.assert_allclose(kinematics.jacobian(q, scene.TOOL_OFFSET), expected, atol=1e-5)
+        np.testing.assert_allclose(FRANKA.jacobian(q, scene.TOOL_OFFSET), expected, atol=1e-5)
 
 
 def test_leading_dimensions_are_kept():
     q = random_angles(6).reshape(2, 3, 7)
-    assert kinematics.positions(q).shape == (2, 3, 3)
-    assert kinematics.jacobian(q).shape == (2, 3, 6, 7)
-    np.testing.assert_allclose(kinematics.positions(q)[1, 2], kinematics.positions(q[1, 2]))
+    assert FRANKA.positions(q).shape == (2, 3, 3)
+    assert FRANKA.jacobian(q).shape == (2, 3, 6, 7)
+    np.testing.assert_allclose(FRANKA.positions(q)[1, 2], FRANKA.positions(q[1, 2]))
     with pytest.raises(ValueError, match=r"\[\.\.\., 7\]"):
-        kinematics.positions(np.zeros(6))
+        FRANKA.positions(np.zeros(6))
 
 
 def test_rotation_vector_and_matrix_are_inverse():
@@ -65,9 +66,9 @@ def test_rotation_vector_and_matrix_are_inverse():
 
 
 def solve(goal: np.ndarray, start: np.ndarray, **options) -> kinematics.InverseResult:
-    position, rotation = kinematics.forward(goal, scene.TOOL_OFFSET)
+    position, rotation = FRANKA.forward(goal, scene.TOOL_OFFSET)
     limits = {"lower": scene.JOINT_LOWER, "upper": scene.JOINT_UPPER, "tool_offset": scene.TOOL_OFFSET}
-    return kinematics.inverse(position, rotation, start, **limits, **options)
+    return FRANKA.inverse(position, rotation, start, **limits, **options)
 
 
 def test_inverse_kinematics_finds_near_poses_within_limits():
@@ -80,8 +81,8 @@ def test_inverse_kinematics_finds_near_poses_within_limits():
 
 
 def test_inverse_kinematics_says_when_a_pose_is_out_of_reach():
-    _, rotation = kinematics.forward(scene.HOME)
-    result = kinematics.inverse(
+    _, rotation = FRANKA.forward(scene.HOME)
+    result = FRANKA.inverse(
         np.array([1.5, 0.0, 0.3]), rotation, scene.HOME, lower=scene.JOINT_LOWER, upper=scene.JOINT_UPPER
     )
     assert not result.reached()

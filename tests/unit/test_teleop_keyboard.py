@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from vigil.errors import VigilError
-from vigil.kinematics import forward
+from vigil.kinematics import FRANKA
 from vigil.rig import load_rig
 from vigil.teleop.device import DeviceOptions, Mode, Reading, Surroundings
 from vigil.teleop.devices.keyboard import GRIPPER_STEP, JOINT_STEP, TOOL_STEP, KeyboardDevice
@@ -79,11 +79,11 @@ def test_escape_lets_go_at_once_and_arrows_do_nothing(hands):
 
 
 def test_tool_steps_move_the_tool_along_the_base_axes(hands):
-    start, orientation = forward(HOME[:7], RIG.arm.tool_offset)
+    start, orientation = FRANKA.forward(HOME[:7], RIG.arm.tool_offset)
     for keys, expected in (("w", (1, 0, 0)), ("d", (0, -1, 0)), ("rr", (0, 0, 2))):
         hands.press("\x1b")
         reading = hands.press(keys)
-        position, turned = forward(reading.positions[:7], RIG.arm.tool_offset)
+        position, turned = FRANKA.forward(reading.positions[:7], RIG.arm.tool_offset)
         np.testing.assert_allclose(position - start, TOOL_STEP * np.array(expected), atol=1e-4)
         np.testing.assert_allclose(turned, orientation, atol=1e-3)
 

@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from vigil.errors import VigilError
+from vigil.kinematics import CHAINS
 
 M = TypeVar("M", bound=BaseModel)
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
@@ -43,11 +44,40 @@ class JointLimits(Strict):
 
 
 class GripperConfig(Strict):
-    """A gripper: one more column of every action, opening width in m."""
+    """A gripper: one more column of every action, opening width in m.
+
+    ``closed`` and ``open`` are what its joint says at the limits of the width, where that is not the width itself: an angle,
+    or the way of one of two fingers.
+    """
 
     name: Name
+    controller_type: Literal["forward_position", "gripper_command", "franka", "interbotix"] = (
+        "forward_position"
+    )
     controller: Name
     limits: JointLimits
+    joint: str = Field("", description="its name in joint states; `name` unless given")
+    joint_states: str = Field("", description="topic of its joint states; the arm's unless given")
+    closed: Finite | None = None
+    open: Finite | None = None
+    force: Positive | None = Field(
+        None, description="[N] most that it may grip with, where the gripper is told"
+    )
+    squeeze: Positive | None = Field(
+        None, description="[m] most that the commanded width may be below the measured one"
+    )
+
+    @model_validator(mode="after")
+    def _scale_is_whole(self) -> GripperConfig:
+        if (self.closed is None) != (self.open is None) or (
+            self.open is not None and self.open == self.closed
+        ):
+            raise ValueError(
+                f"closed ({self.closed}) and open ({self.open}) belong together and differ: give both or none"
+            )
+        if self.controller_type in ("gripper_command", "franka") and self.force is None:
+            raise ValueError(f"a {self.controller_type} gripper is told its `force` [N]: add it")
+        return self
 
 
 Vector = tuple[Finite, Finite, Finite]
@@ -67,26 +97,51 @@ class Box(Strict):
 
 
 class WorkspaceConfig(Strict):
-    """Where the tool may be, and how fast [m/s]: whoever commands it."""
+    """Where the tool may be, and how fast [m/s]; and boxes that no part of the arm may enter: whoever commands it."""
 
     tool_speed: Positive
     inside: Box
     keep_out: dict[Name, Box] = {}
 
 
+class BaseConfig(Strict):
+    """Where an arm stands, in a frame that all arms of the rig share [m, rad]."""
+
+    position: Vector = (0.0, 0.0, 0.0)
+    yaw: Finite = 0.0
+
+
 class ArmConfig(Strict):
-    """One arm, its limits, and the ros2_control controller that moves it."""
+    """One arm, its limits, and the controller that moves it. Columns are the joints' own names after ``prefix``."""
 
     name: Name
-    kinematics: Literal["franka"]
+    prefix: Annotated[str, Field(pattern=r"^([a-z][a-z0-9_]*_)?$")] = ""
+    kinematics: Literal["franka", "viperx300s"]
+    base: BaseConfig = BaseConfig()
     tool_offset: Vector = Field(description="gripper's pinch point in the flange frame [m]")
-    controller_type: Literal["joint_trajectory", "forward_position"]
+    controller_type: Literal["joint_trajectory", "forward_position", "interbotix"]
     controller: Name
     joints: dict[str, JointLimits] = Field(min_length=1)
     gripper: GripperConfig
     workspace: WorkspaceConfig
     home: dict[str, Finite]
-    control_rate: Annotated[float, Field(ge=10, le=1000)] = 100.0
+    recovery: Literal["franka", "interbotix"] | None = Field(
+        None,
+        description="how the robot is brought back after it stopped by itself, when the operator asks for it",
+    )
+    diagnostics: tuple[str, ...] = Field(
+        (), description="beginnings of names on /diagnostics whose ERROR means that this robot stopped"
+    )
+
+    @model_validator(mode="after")
+    def _joints_are_those_of_the_chain(self) -> ArmConfig:
+        endings = CHAINS[self.kinematics].names
+        named = tuple(self.joints)
+        if len(named) != len(endings) or not all(map(str.endswith, named, endings)):
+            raise ValueError(
+                f"joints are {list(named)}: a {self.kinematics} arm has {list(endings)}, in this order from the base on"
+            )
+        return self
 
     @model_validator(mode="after")
     def _home_is_reachable(self) -> ArmConfig:
@@ -103,14 +158,24 @@ class ArmConfig(Strict):
         return self
 
     @property
+    def joint_columns(self) -> tuple[str, ...]:
+        """Columns of the joints in file order."""
+        return tuple(self.prefix + name for name in self.joints)
+
+    @property
+    def gripper_column(self) -> str:
+        """The gripper's column."""
+        return self.prefix + self.gripper.name
+
+    @property
     def columns(self) -> tuple[str, ...]:
-        """Names of the action's columns: the joints in file order, then the gripper."""
-        return (*self.joints, self.gripper.name)
+        """Names of this arm's columns of an action: the joints, then the gripper."""
+        return (*self.joint_columns, self.gripper_column)
 
     @property
     def limits(self) -> dict[str, JointLimits]:
-        """Limits by column name."""
-        return {**self.joints, self.gripper.name: self.gripper.limits}
+        """Limits by column."""
+        return dict(zip(self.columns, (*self.joints.values(), self.gripper.limits), strict=True))
 
 
 class CameraConfig(Strict):
@@ -155,6 +220,11 @@ class PolicyConfig(Strict):
         "blend",
         description="how the arm goes from chunk to chunk: cross-fade, at once, or mean of all that hold",
     )
+    command_lead: Annotated[float, Field(ge=0, le=0.5)] | Literal["measured"] = Field(
+        0.0,
+        description="[s] by which commands are ahead of a chunk whose steps are poses to be reached, as the robot is late; "
+        "0 where they are commands, as recorded here",
+    )
     max_skew: Positive = Field(0.05, description="largest difference of stamps within one observation [s]")
     threads: Annotated[int, Field(ge=1, le=64)] = 1
     seed: int = 0
@@ -193,6 +263,11 @@ class TeleopConfig(Strict):
 
     device: Literal["scripted", "keyboard"]
     rate: Annotated[float, Field(ge=5, le=500)] = 20.0
+    takeover: Literal["full", "blended"] = Field(
+        "full",
+        description="the deadman takes the arm from the policy, or adds the operator's motion to the policy's",
+    )
+    gain: Annotated[float, Field(gt=0, le=2)] = Field(1.0, description="of the operator's motion, if blended")
 
 
 class RecordConfig(Strict):
@@ -220,7 +295,9 @@ class RigConfig(Strict):
     name: Name
     namespace: Name
     task: str = Field(min_length=1)
-    arm: ArmConfig
+    control_rate: Annotated[float, Field(ge=10, le=1000)] = 100.0
+    arms: tuple[ArmConfig, ...] = Field(min_length=1)
+    arm_distance: Positive = Field(0.05, description="[m] that two arms keep between them")
     cameras: tuple[CameraConfig, ...] = Field(min_length=1)
     policy: PolicyConfig
     monitor: MonitorConfig = MonitorConfig()
@@ -230,6 +307,17 @@ class RigConfig(Strict):
     sim: SimConfig | None = None
 
     _path: Path | None = None
+
+    @field_validator("arms")
+    @classmethod
+    def _arms_differ(cls, arms: tuple[ArmConfig, ...]) -> tuple[ArmConfig, ...]:
+        for what, names in (
+            ("arm names", [arm.name for arm in arms]),
+            ("columns", [column for arm in arms for column in arm.columns]),
+        ):
+            if repeated := sorted({name for name in names if names.count(name) > 1}):
+                raise ValueError(f"{what} {repeated} repeat: give each arm a name and a `prefix` of its own")
+        return arms
 
     @field_validator("cameras")
     @classmethod
@@ -255,6 +343,39 @@ class RigConfig(Strict):
         """The file this rig was read from."""
         assert self._path is not None, "made by load_rig"
         return self._path
+
+    @property
+    def arm(self) -> ArmConfig:
+        """The arm of a rig that has one; VigilError if there are several."""
+        if len(self.arms) > 1:
+            raise VigilError(
+                f"rig {self.name} has arms {[arm.name for arm in self.arms]}: this works with one arm only"
+            )
+        return self.arms[0]
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of all columns of an action, arm by arm."""
+        return tuple(column for arm in self.arms for column in arm.columns)
+
+    @property
+    def gripper_columns(self) -> tuple[str, ...]:
+        """Those of them that are grippers."""
+        return tuple(arm.gripper_column for arm in self.arms)
+
+    @property
+    def limits(self) -> dict[str, JointLimits]:
+        """Limits by column."""
+        return {column: limits for arm in self.arms for column, limits in arm.limits.items()}
+
+    @property
+    def home(self) -> dict[str, float]:
+        """Home position by column."""
+        return {
+            column: arm.home[name]
+            for arm in self.arms
+            for column, name in zip(arm.columns, (*arm.joints, arm.gripper.name), strict=True)
+        }
 
     def camera(self, name: str) -> CameraConfig:
         """The camera called ``name``; VigilError if the rig has none."""

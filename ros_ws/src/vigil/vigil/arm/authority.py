@@ -7,12 +7,13 @@ from enum import Enum, IntEnum
 
 
 class Authority(IntEnum):
-    """Who controls the arm. Values equal the constants of ``ControlState``."""
+    """Who controls the arm. Values equal the constants of ``ControlState``. BLENDED: the policy, corrected by the operator."""
 
     HOLD = 0
     POLICY = 1
     OPERATOR = 2
     ESTOP = 3
+    BLENDED = 4
 
 
 class Event(Enum):
@@ -21,6 +22,7 @@ class Event(Enum):
     ENGAGE = "engage"
     HAND_BACK = "hand_back"
     TAKE_OVER = "take_over"
+    CORRECT = "correct"
     RELEASE = "release"
     HOLD = "hold"
     ESTOP = "estop"
@@ -33,6 +35,7 @@ class Event(Enum):
     JOINT_JUMP = "joint_jump"
     ENVELOPE = "envelope_violation"
     NOT_FOLLOWING = "not_following"
+    ROBOT_FAULT = "robot_fault"
     MISSING = "missing_input"
 
 
@@ -43,24 +46,31 @@ _REQUESTS: dict[tuple[Authority, Event], Authority] = {
     (Authority.HOLD, Event.TAKE_OVER): Authority.OPERATOR,
     (Authority.POLICY, Event.TAKE_OVER): Authority.OPERATOR,
     (Authority.OPERATOR, Event.RELEASE): Authority.HOLD,
+    (Authority.POLICY, Event.CORRECT): Authority.BLENDED,
+    (Authority.BLENDED, Event.RELEASE): Authority.POLICY,
     (Authority.POLICY, Event.HOLD): Authority.HOLD,
     (Authority.OPERATOR, Event.HOLD): Authority.HOLD,
+    (Authority.BLENDED, Event.HOLD): Authority.HOLD,
     (Authority.ESTOP, Event.RESET): Authority.HOLD,
 }
 _ESTOPS = {
     (authority, Event.ESTOP): Authority.ESTOP for authority in Authority if authority is not Authority.ESTOP
 }
 # A fault holds the source that it concerns: what the policy needs does not stop an operator.
+_OF_POLICY = (Authority.POLICY, Authority.BLENDED)
+_OF_OPERATOR = (Authority.OPERATOR, Authority.BLENDED)
+_OF_BOTH = (Authority.POLICY, Authority.OPERATOR, Authority.BLENDED)
 _FAULTS = {
-    Event.ALARM: (Authority.POLICY,),
-    Event.STALE_CHUNK: (Authority.POLICY,),
-    Event.BAD_CHUNK: (Authority.POLICY,),
-    Event.MISSING: (Authority.POLICY,),
-    Event.BAD_COMMAND: (Authority.OPERATOR,),
-    Event.STALE_JOINT_STATES: (Authority.POLICY, Authority.OPERATOR),
-    Event.JOINT_JUMP: (Authority.POLICY, Authority.OPERATOR),
-    Event.ENVELOPE: (Authority.POLICY, Authority.OPERATOR),
-    Event.NOT_FOLLOWING: (Authority.POLICY, Authority.OPERATOR),
+    Event.ALARM: _OF_POLICY,
+    Event.STALE_CHUNK: _OF_POLICY,
+    Event.BAD_CHUNK: _OF_POLICY,
+    Event.MISSING: _OF_POLICY,
+    Event.BAD_COMMAND: _OF_OPERATOR,
+    Event.STALE_JOINT_STATES: _OF_BOTH,
+    Event.JOINT_JUMP: _OF_BOTH,
+    Event.ENVELOPE: _OF_BOTH,
+    Event.NOT_FOLLOWING: _OF_BOTH,
+    Event.ROBOT_FAULT: _OF_BOTH,
 }
 TRANSITIONS: dict[tuple[Authority, Event], Authority] = {
     **_REQUESTS,

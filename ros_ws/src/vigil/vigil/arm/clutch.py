@@ -95,9 +95,7 @@ class Clutch:
     def __init__(self, columns: Columns, lookahead: float) -> None:
         self._columns = columns
         self._lookahead = lookahead
-        share = np.full(len(columns), JOINT_BLEED)
-        share[-1] = GRIPPER_BLEED
-        self._bleed = share * columns.velocity
+        self._bleed = np.where(columns.is_gripper, GRIPPER_BLEED, JOINT_BLEED) * columns.velocity
         self._still = np.zeros(len(columns))
         self.engage(self._still)
 

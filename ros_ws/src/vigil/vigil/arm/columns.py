@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
-from vigil.rig import JointLimits
+from vigil.joints import BadNames, ByName
+from vigil.rig import JointLimits, RigConfig
 
 
 class Refused(ValueError):
@@ -18,15 +19,22 @@ class Columns:
 
     Attributes:
         names: N column names.
+        is_gripper: [N] bool.
         lower, upper, velocity, acceleration, jerk: [N] limits.
     """
 
-    def __init__(self, limits: Mapping[str, JointLimits]) -> None:
+    def __init__(self, limits: Mapping[str, JointLimits], grippers: Collection[str]) -> None:
         self.names = tuple(limits)
+        self.is_gripper = np.array([name in grippers for name in self.names])
         self.limits = tuple(limits.values())
         for field in JointLimits.model_fields:
             setattr(self, field, np.array([getattr(limit, field) for limit in self.limits]))
-        self._orders: dict[tuple[str, ...], np.ndarray] = {}
+        self._by_name = ByName(self.names)
+
+    @classmethod
+    def of(cls, rig: RigConfig) -> Columns:
+        """The columns of a rig."""
+        return cls(rig.limits, rig.gripper_columns)
 
     lower: np.ndarray
     upper: np.ndarray
@@ -37,33 +45,20 @@ class Columns:
     def __len__(self) -> int:
         return len(self.names)
 
-    def order(self, names: Sequence[str], *, extra_allowed: bool = False) -> np.ndarray:
+    def order(self, names: Sequence[str]) -> np.ndarray:
         """Indices [N] that take values given under ``names`` into column order.
 
         Raises:
-            Refused: a column is missing or repeated, or (unless ``extra_allowed``) a name is unknown.
+            Refused: a column is missing or repeated, or a name is unknown.
         """
-        key = tuple(names)
-        known = self._orders.get(key)
-        if known is None:
-            known = self._find_order(key)
-            if len(self._orders) < 64:  # a sender of ever new names must not fill the memory
-                self._orders[key] = known
-        if not extra_allowed and len(key) != len(self.names):
-            unknown = [name for name in key if name not in self.names]
+        try:
+            order = self._by_name.order(names)
+        except BadNames as error:
+            raise Refused(f"columns: {error}") from None
+        if len(names) != len(self.names):
+            unknown = [name for name in names if name not in self.names]
             raise Refused(f"names {unknown} are not columns of this arm: allowed are {list(self.names)}")
-        return known
-
-    def _find_order(self, names: tuple[str, ...]) -> np.ndarray:
-        missing = [name for name in self.names if name not in names]
-        if missing:
-            raise Refused(
-                f"columns {missing} are missing: got names {list(names)}, needed {list(self.names)}"
-            )
-        repeated = [name for name in self.names if names.count(name) > 1]
-        if repeated:
-            raise Refused(f"columns {repeated} are given more than once in {list(names)}")
-        return np.array([names.index(name) for name in self.names])
+        return order
 
     def describe_non_finite(self, values: np.ndarray) -> str:
         """Which of ``values`` [..., N] are not finite, in words."""

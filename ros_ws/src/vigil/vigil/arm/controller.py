@@ -14,20 +14,21 @@ import numpy as np
 
 from vigil.arm.adapters.plan import Plan
 from vigil.arm.authority import Authority, AuthorityMachine, Event, Refusal
+from vigil.arm.blending import Correction
 from vigil.arm.clutch import Clutch, OperatorCommand
 from vigil.arm.columns import Columns, Refused
 from vigil.arm.curves import SECOND
 from vigil.arm.envelope import Envelope
 from vigil.arm.feedback import Feedback
+from vigil.arm.robot import CommandLatency, RobotWatch
 from vigil.arm.tracking import FUTURE_TOLERANCE, Chunk, ChunkTracker, Late
 from vigil.arm.watchdog import Inputs
 from vigil.arm.workspace import Workspace
+from vigil.joints import joint_sources
 from vigil.rig import RigConfig
 
 CLOSE = 0.008
-"""[rad] A source's first command lies this close to the measured pose; the bar is 0.01."""
-FOLLOWING_TIME = SECOND // 5
-"""[ns] for which a joint has to be away from its command before the robot counts as stopped."""
+"""[rad] From rest a source's first command lies this close to the measured pose; in motion it goes on from the setpoint."""
 BEGIN_TIME = SECOND * 3 // 2
 """[ns] Time that policy and monitor have for their first output after they were given control. The arm stands still."""
 CHUNK_LOOKAHEAD = 0.1
@@ -35,6 +36,8 @@ CHUNK_LOOKAHEAD = 0.1
 way to another that lies apart; with more it cuts corners."""
 OPERATOR_LOOKAHEAD = 0.05
 """[s] The same for the operator, whose motion beyond the newest command is a guess."""
+DRIVING = (Authority.POLICY, Authority.BLENDED)
+"""The policy moves the arm, by itself or corrected by the operator."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,8 @@ class ArmController:
         machine: the authority and its last transition.
         feedback: newest measured positions.
         envelope: holds the newest setpoint.
+        robot: whether the robot does what it is told.
+        latency: from command to motion, measured.
         counts: refused and late inputs, by kind.
         last_refusal: why the newest one was refused; empty if none was.
         first_command: instant of the first command under the present authority; 0 until sent.
@@ -65,16 +70,21 @@ class ArmController:
     def __init__(self, rig: RigConfig, *, lockstep: bool) -> None:
         self._lockstep = lockstep
         self._hold_on = frozenset(rig.monitor.hold_on)
-        self.columns = Columns(rig.arm.limits)
-        self.period = 1.0 / rig.arm.control_rate
+        self.columns = Columns.of(rig)
+        self.period = 1.0 / rig.control_rate
         self.machine = AuthorityMachine()
-        self.feedback = Feedback(self.columns)
-        self.envelope = Envelope(self.columns, self.period, Workspace(rig.arm))
+        self.feedback = Feedback(self.columns, joint_sources(rig))
+        self.envelope = Envelope(self.columns, self.period, Workspace(rig))
+        self.robot = RobotWatch(self.columns, rig.watchdogs.following_error)
+        self.latency = CommandLatency(self.columns, self.period)
         self.inputs = Inputs(rig, lockstep)
         self._tracker = ChunkTracker(self.columns, rig.policy.period, rig.policy.seam)
         self._clutch = Clutch(self.columns, OPERATOR_LOOKAHEAD)
-        self._following_error = rig.watchdogs.following_error
-        self._follows_at = 0  # when the arm was last near its setpoint, or nothing was commanded
+        self._correction = Correction(self.columns, rig.teleop.gain, CHUNK_LOOKAHEAD)
+        self._blends = rig.teleop.takeover == "blended"
+        self._lead = rig.policy.command_lead
+        squeezes = [arm.gripper.squeeze for arm in rig.arms]
+        self._narrowest = np.array([np.inf if squeeze is None else squeeze for squeeze in squeezes])
         self._operator_limit = int(rig.watchdogs.operator * SECOND)
         self.counts: Counter[str] = Counter()
         self.last_refusal = ""
@@ -86,7 +96,6 @@ class ArmController:
         self._last_tick = 0
         self._needs_release = False
         self._hand_back_held = False
-        self._wants_control: OperatorCommand | None = None  # as soon as the arm is slow enough
 
     @property
     def authority(self) -> Authority:
@@ -95,14 +104,16 @@ class ArmController:
 
     # Inputs ---------------------------------------------------------------------------------------------------
 
-    def on_joint_states(self, stamp: int, names: Sequence[str], position: Sequence[float], now: int) -> bool:
-        """Measured positions, [len(names)]."""
+    def on_joint_states(
+        self, stamp: int, names: Sequence[str], position: Sequence[float], now: int, source: int = 0
+    ) -> bool:
+        """Measured positions, [len(names)]; ``source``: which of the rig's topics of joint states told them."""
         try:
-            jump = self.feedback.update(stamp, names, position)
+            jump = self.feedback.update(stamp, names, position, source)
         except Refused as error:
             self._refuse("joint_states", str(error))
             return False
-        self.inputs.joint_states.feed(min(stamp, now))
+        self.inputs.joint_states.feed(min(stamp, now), source)
         if not jump:
             return False
         # The setpoint means nothing any more: send nothing until a source begins anew at the measured pose.
@@ -111,10 +122,10 @@ class ArmController:
 
     def on_chunk(self, chunk: Chunk, now: int) -> bool:
         """A chunk of the policy. A broken one holds the arm while the policy has control."""
-        in_control = self.authority is Authority.POLICY
+        in_control = self.authority in DRIVING
         try:
             if in_control:
-                self._tracker.accept(chunk, now, now + int(CHUNK_LOOKAHEAD * SECOND))
+                self._tracker.accept(chunk, now, self._chunk_instant(now))
             else:
                 self._tracker.check(chunk, now)
         except Late as error:
@@ -132,7 +143,7 @@ class ArmController:
         if self.inputs.monitor is None:
             return False
         self.inputs.monitor.feed(now)
-        if self.authority is not Authority.POLICY or stamp <= self.machine.last.stamp:
+        if self.authority not in DRIVING or stamp <= self.machine.last.stamp:
             return False
         # `alarm` is latched: an alarm counts even if its own verdict was lost. A rig whose `hold_on` leaves ALARM out
         # only observes alarms; evaluation does, to learn how an episode with an alarm would have ended.
@@ -150,8 +161,6 @@ class ArmController:
             return False
         self.inputs.operator.feed(now)
         self._needs_release &= command.deadman
-        if not command.deadman:
-            self._wants_control = None
         try:
             self._clutch.check(command)
         except Refused as error:
@@ -169,7 +178,15 @@ class ArmController:
                 return self._fire(Event.RELEASE, command.stamp, now, "the operator released the deadman")
             self._clutch.accept(command, now)
             return False
-        return command.deadman and self._take_over(command, now)
+        if self.authority is Authority.BLENDED:
+            if not command.deadman:
+                return self._fire(Event.RELEASE, command.stamp, now, "the operator released the deadman")
+            self._correction.accept(command, now)
+            return False
+        if not command.deadman:
+            return False
+        blends = self._blends and self.authority is Authority.POLICY
+        return self._correct(command, now) if blends else self._take_over(command, now)
 
     def on_camera(self, name: str, now: int) -> None:
         """A sign of life of one camera's stream."""
@@ -182,6 +199,10 @@ class ArmController:
             return False
         self.inputs.estop.forget()
         return self._fire(Event.ESTOP, now, now, "the e-stop button is pressed")
+
+    def on_robot(self, arm: str, fault: str, now: int) -> bool:
+        """What the robot called ``arm`` reports of itself; empty: it is well."""
+        return self.robot.report(arm, fault) and self._fire(Event.ROBOT_FAULT, now, now, f"{arm}: {fault}")
 
     def on_node(self, name: str, alive: bool, left: bool, now: int) -> bool:
         """A node of the stack came, died, or (``left``) went in order."""
@@ -202,8 +223,6 @@ class ArmController:
 
     def hold(self, now: int) -> Answer:
         """POLICY or OPERATOR -> HOLD."""
-        if self._wants_control is not None:
-            self._wants_control, self._needs_release = None, True
         if self.authority is Authority.HOLD:
             return Answer(True, "the arm holds already")
         return self._request(Event.HOLD, now, "held by request")
@@ -220,14 +239,19 @@ class ArmController:
             return Answer(False, f"reset refused: {silent}")
         return self._request(Event.RESET, now, "e-stop reset: waiting for engage")
 
+    def refuse_recovery(self) -> str:
+        """Why a robot may not be asked to recover now, in words; empty if it may."""
+        if self.authority not in (Authority.HOLD, Authority.ESTOP):
+            return f"{self.authority.name} has control: hold first"
+        # A robot that recovers must not go on to where the stop leads that it did not take part in.
+        return "the arm is still braking: ask again" if self._commanding else ""
+
     # The control step -----------------------------------------------------------------------------------------
 
     def tick(self, now: int) -> Plan | None:
         """One control period: what to send to the hardware, or None if it is to keep what it has."""
         self._last_tick = now
         self._supervise(now)
-        if self._wants_control is not None:
-            self._take_over(self._wants_control, now)
         self.blocked_by = self._blocked(Event.ENGAGE, now)
         if not self._advance(now):
             # Hardware that was silent may have been restarted: nobody knows what it holds.
@@ -236,13 +260,22 @@ class ArmController:
         plan = self._plan(now, now)
         if self.authority in (Authority.HOLD, Authority.ESTOP) and self.envelope.at_rest:
             self._commanding = False
+            # Other arms have come to rest as planned; where one with a fault stopped is for its joint states to tell.
+            self._setpoint_known &= not self.robot.faults
         return plan
 
-    def stop_now(self, now: int) -> Plan | None:
-        """After a change between two ticks: the stop from the newest setpoint, if the arm was held in motion."""
+    def respond(self, now: int) -> Plan | None:
+        """After a change between two ticks, without waiting for the next one: the stop from the newest setpoint.
+
+        If the arm was held in motion it begins to brake; if the operator took over it comes to rest where the operator's
+        motion begins.
+        """
         self.blocked_by = self._blocked(Event.ENGAGE, now)
-        held = self.authority in (Authority.HOLD, Authority.ESTOP)
-        return self._plan(self._last_tick, now) if held and self._commanding else None
+        if self.authority is Authority.OPERATOR:
+            self._commanding = True
+        elif self.authority not in (Authority.HOLD, Authority.ESTOP):
+            return None
+        return self._plan(self._last_tick, now) if self._commanding else None
 
     def abandon(self, now: int) -> None:
         """Cease to command, as before a shut-down: the hardware ends the stop that it was sent last."""
@@ -256,21 +289,16 @@ class ArmController:
 
     def _advance(self, now: int) -> bool:
         """Move the setpoint by one period; False if nothing is to be sent."""
-        waiting = self.authority is Authority.POLICY and not self._tracker.has_chunk
+        waiting = self.authority in DRIVING and not self._tracker.has_chunk
         if waiting and not self._in_motion:
             self._commanding = False
             self._anchor()  # the arm may be moved by hand until the first chunk comes
             self._tracker.wait_at(self.envelope.rest_position)
             return False
-        if self.authority in (Authority.POLICY, Authority.OPERATOR) and not waiting:
+        if self.authority in (*DRIVING, Authority.OPERATOR) and not waiting:
             self._commanding = True
-            source, ahead = (
-                (self._tracker, CHUNK_LOOKAHEAD)
-                if self.authority is Authority.POLICY
-                else (self._clutch, OPERATOR_LOOKAHEAD)
-            )
             try:
-                self.envelope.track(*source.target(now + int(ahead * SECOND)), ahead)
+                self.envelope.track(*self._target(now))
             except Refused as error:
                 self._fire(Event.ENVELOPE, now, now, str(error))
                 self.envelope.brake()
@@ -279,9 +307,32 @@ class ArmController:
             self.envelope.brake()
         return self._commanding
 
+    def _target(self, now: int) -> tuple[np.ndarray, np.ndarray, float]:
+        """What the source in control wants: position [N], velocity [N], and how far ahead that is [s]."""
+        if self.authority is Authority.OPERATOR:
+            ahead = OPERATOR_LOOKAHEAD
+            position, velocity = self._clutch.target(now + int(ahead * SECOND))
+        else:
+            ahead = CHUNK_LOOKAHEAD
+            position, velocity = self._tracker.target(self._chunk_instant(now))
+            correction, its_velocity = self._correction.at(now + int(ahead * SECOND))
+            position, velocity = position + correction, velocity + its_velocity
+        grippers = self.columns.is_gripper
+        if np.isfinite(self._narrowest).any():
+            # A gripper that is driven by position presses harder the farther its command is below its width.
+            position = position.copy()
+            narrowest = self.feedback.position[grippers] - self._narrowest
+            position[grippers] = np.maximum(position[grippers], narrowest)
+        return position, velocity, ahead
+
+    def _chunk_instant(self, now: int) -> int:
+        """For which instant [ns] a chunk is asked at ``now``: beyond the lookahead by what the robot is late, if so set."""
+        lead = (self.latency.seconds or 0.0) if self._lead == "measured" else self._lead
+        return now + int((CHUNK_LOOKAHEAD + lead) * SECOND)
+
     def _plan(self, stamp: int, now: int) -> Plan:
         times, positions, velocities = self.envelope.stop_plan()
-        waiting = self.authority is Authority.POLICY and not self._tracker.has_chunk
+        waiting = self.authority in DRIVING and not self._tracker.has_chunk
         if not self.first_command and not waiting:
             self.first_command = now
             self.first_step = positions[0] - self.feedback.position
@@ -294,7 +345,7 @@ class ArmController:
         if button is not None and button.heard and (late := button.overdue(now)):
             self._fire(Event.ESTOP, now, now, str(late))
         stopped = self._stopped_by_itself(now)
-        if self.authority not in (Authority.POLICY, Authority.OPERATOR):
+        if self.authority not in (*DRIVING, Authority.OPERATOR):
             return
         if stopped:
             # A robot that is cleared must not be sent to where its commands went meanwhile.
@@ -313,20 +364,12 @@ class ArmController:
             self._fire(Event.MISSING, now, now, "; ".join(missing))
 
     def _stopped_by_itself(self, now: int) -> str:
-        """Why the robot seems to have stopped without a command, in words; empty if it follows."""
         if not self._commanding:
-            self._follows_at = now
+            self.robot.follows(now)
             return ""
-        gap = np.abs(self.envelope.setpoint.position - self.feedback.position)[:-1]
-        worst = int(np.argmax(gap))
-        if gap[worst] <= self._following_error:
-            self._follows_at = now
-        if now - self._follows_at <= FOLLOWING_TIME:
-            return ""
-        return (
-            f"{self.columns.names[worst]} is {gap[worst]:.2f} rad from its command: the robot has stopped by itself (a reflex, "
-            "a stopped controller) or is held; clear that, then engage"
-        )
+        setpoint, measured = self.envelope.setpoint, self.feedback.position
+        self.latency.add(setpoint.position, setpoint.velocity, measured)
+        return self.robot.stopped(setpoint.position, measured, now)
 
     def _silent(self, now: int) -> list[str]:
         return self.inputs.missing(now) or ["chunk: the newest one is older than its horizon"]
@@ -338,8 +381,8 @@ class ArmController:
             return "the e-stop is latched: call arm/reset first"
         if not self.machine.allows(event):
             return f"{self.authority.name} has control"
-        if silent := self.inputs.estop_silence(now):
-            return silent
+        if unsafe := self.inputs.estop_silence(now) or self.robot.fault:
+            return unsafe
         missing = self.inputs.absent(now)
         if missing and self.last_refusal:
             missing.append(f"last refused: {self.last_refusal}")
@@ -355,6 +398,7 @@ class ArmController:
         self._fire(event, event_stamp, now, reason)
         self.inputs.begin(now + BEGIN_TIME)
         self._anchor()
+        self._correction.clear()
         self._tracker.restart(self.envelope.rest_position, now)
         return Answer(True, reason)
 
@@ -364,30 +408,25 @@ class ArmController:
         if not self.inputs.joint_states.fresh(now):
             self._refuse("take_over", f"take over refused: {self.inputs.joint_states.silence(now)}")
             return False
-        if refused := self.inputs.estop_silence(now) or self.feedback.outside(CLOSE):
+        if refused := self.inputs.estop_silence(now) or self.robot.fault or self.feedback.outside(CLOSE):
             self._refuse("take_over", f"take over refused: {refused}")
             return False
-        if not self._close_to_measured():
-            # A fast arm lags behind its setpoint: neither may the setpoint jump back, nor may control change hands far
-            # from the measured pose. Slowing down brings them together within a few periods.
-            self._wants_control = command
-            return self._fire(Event.HOLD, command.stamp, now, "slowing down for the operator to take over")
-        self._wants_control = None
         self._fire(Event.TAKE_OVER, command.stamp, now, "the operator holds the deadman")
         self._anchor()
         self._clutch.engage(self.envelope.rest_position)
         self._clutch.accept(command, now)
         return True
 
+    def _correct(self, command: OperatorCommand, now: int) -> bool:
+        if self._needs_release:
+            return False
+        self._correction.begin(self.envelope.rest_position, now + int(CHUNK_LOOKAHEAD * SECOND))
+        self._correction.accept(command, now)
+        return self._fire(Event.CORRECT, command.stamp, now, "the operator corrects the policy")
+
     @property
     def _in_motion(self) -> bool:
         return self._commanding and not self.envelope.at_rest
-
-    def _close_to_measured(self) -> bool:
-        """Whether the arm is where its next setpoint will be; at rest the setpoint is brought to it."""
-        setpoint = self.envelope.setpoint
-        gap = np.abs(setpoint.position + self.period * setpoint.velocity - self.feedback.position)[:-1]
-        return not self._in_motion or bool(gap.max() <= CLOSE)
 
     def _anchor(self) -> None:
         """Start a source where the arm is: in motion at the setpoint, at rest at the measured pose.
@@ -403,8 +442,7 @@ class ArmController:
             return
         setpoint = self.envelope.setpoint.position
         position = np.clip(setpoint, measured - CLOSE, measured + CLOSE)
-        position[-1] = setpoint[-1]
-        self.envelope.anchor(position)
+        self.envelope.anchor(np.where(self.columns.is_gripper, setpoint, position))
 
     def _request(self, event: Event, now: int, reason: str) -> Answer:
         if self._fire(event, now, now, reason):
@@ -417,14 +455,14 @@ class ArmController:
         """Apply an event if the table allows it; whether it did."""
         if not self.machine.allows(event):
             return False
-        was_operator = self.authority is Authority.OPERATOR
+        had_operator = self.authority in (Authority.OPERATOR, Authority.BLENDED)
         self.machine.fire(event, event_stamp, now, reason)
-        if was_operator and event is not Event.RELEASE:
+        if had_operator and event is not Event.RELEASE:
             self._needs_release = True  # a deadman that is still held must not take control back by itself
+        if had_operator:
+            self._correction.release(now + int(CHUNK_LOOKAHEAD * SECOND))
         self.first_command = 0
         self.first_step = np.zeros(len(self.columns))
-        if event is not Event.HOLD:
-            self._wants_control = None
         return True
 
     def _refuse(self, kind: str, reason: str) -> None:

@@ -67,7 +67,7 @@ class Steps:
         return position, velocity
 
 
-def _ramp(instant: int, start: int, duration: int) -> float:
+def ramp(instant: int, start: int, duration: int) -> float:
     """From 0 at ``start`` to 1 after ``duration`` [ns], smoothly."""
     if instant <= start:
         return 0.0
@@ -107,7 +107,7 @@ class CrossFade:
             layers.popleft()  # the next one has faded in: nothing is left of this one
         position, velocity = layers[0][0].at(instant)
         for curve, start, duration in list(layers)[1:]:
-            weight = _ramp(instant, start, duration)
+            weight = ramp(instant, start, duration)
             if weight == 0.0:
                 continue
             other, other_velocity = curve.at(instant)
@@ -151,13 +151,13 @@ class Ensemble:
         while len(members) > 1 and instant >= members[0][0].end:
             members.popleft()
         position, velocity = self._base.at(instant)
-        begun = _ramp(instant, *self._begin) if members else 0.0
+        begun = ramp(instant, *self._begin) if members else 0.0
         if begun == 0.0:
             return position, velocity
         weights = [
             np.exp(-self.DECAY * k)
-            * _ramp(instant, start, duration)
-            * (1.0 - _ramp(instant, curve.end - self._fade_out, self._fade_out))
+            * ramp(instant, start, duration)
+            * (1.0 - ramp(instant, curve.end - self._fade_out, self._fade_out))
             for k, (curve, start, duration) in enumerate(members)
         ]
         if not any(weights):  # all have come to their end, where the newest rests

@@ -8,6 +8,7 @@ import numpy as np
 
 from vigil.arm.columns import Columns, Refused
 from vigil.arm.curves import SECOND
+from vigil.joints import BadJointState, JointSource
 
 JOINT_MARGIN, GRIPPER_MARGIN = 0.05, 0.03
 """Change between two samples that is never a jump [rad, m]."""
@@ -20,27 +21,32 @@ LONGEST_GAP = 0.1
 class Feedback:
     """The newest measured positions.
 
+    Args:
+        columns: the rig's columns.
+        sources: where they are told; together they tell every column.
+
     Attributes:
         position: [N] rad, m in column order; NaN before the first sample.
-        stamp: of the newest sample [ns]; 0 before the first.
+        stamps: of the newest sample of each source [ns]; 0 before the first.
         rejected: samples refused since the start.
     """
 
-    def __init__(self, columns: Columns) -> None:
+    def __init__(self, columns: Columns, sources: Sequence[JointSource]) -> None:
         self._columns = columns
+        self._sources = tuple(sources)
+        self._parts = [np.array([columns.names.index(name) for name in s.columns]) for s in sources]
         self.position = np.full(len(columns), np.nan)
-        self.stamp = 0
+        self.stamps = [0] * len(self._sources)
         self.rejected = 0
-        self._margin = np.full(len(columns), JOINT_MARGIN)
-        self._margin[-1] = GRIPPER_MARGIN
+        self._margin = np.where(columns.is_gripper, GRIPPER_MARGIN, JOINT_MARGIN)
 
     @property
     def heard(self) -> bool:
-        """Whether there was a sample."""
-        return self.stamp > 0
+        """Whether every column is known."""
+        return all(self.stamps)
 
-    def update(self, stamp: int, names: Sequence[str], position: Sequence[float]) -> str:
-        """Take a sample over.
+    def update(self, stamp: int, names: Sequence[str], position: Sequence[float], source: int = 0) -> str:
+        """Take a sample of one source over.
 
         Returns:
             Why it is a jump, in words; empty if it is none.
@@ -49,41 +55,40 @@ class Feedback:
             Refused: a column is missing, sizes differ, or a value is not finite; the sample is not taken over.
         """
         try:
-            order = self._columns.order(names, extra_allowed=True)
-            values = np.asarray(position, float)
-            if values.shape != (len(names),):
-                raise Refused(f"joint_states has {len(names)} names and {values.size} positions")
-            values = values[order]
-            if not np.isfinite(values).all():
-                raise Refused(f"joint_states: {self._columns.describe_non_finite(values)}")
-        except Refused:
+            values = self._sources[source].read(names, position)
+        except BadJointState as error:
             self.rejected += 1
-            raise
-        jump = self._jump(stamp, values) if self.heard else ""
-        self.position, self.stamp = values, stamp
+            raise Refused(str(error)) from None
+        jump = self._jump(source, stamp, values) if self.stamps[source] else ""
+        # A new array: who has taken the old one keeps what was measured then.
+        measured = self.position.copy()
+        measured[self._parts[source]] = values
+        self.position, self.stamps[source] = measured, stamp
         return jump
 
-    def _jump(self, stamp: int, values: np.ndarray) -> str:
-        elapsed = (stamp - self.stamp) / SECOND
+    def _jump(self, source: int, stamp: int, values: np.ndarray) -> str:
+        elapsed = (stamp - self.stamps[source]) / SECOND
         if elapsed < 0:
             return f"joint_states went back in time by {-elapsed:.3f} s"
-        change = np.abs(values - self.position)
-        allowed = self._margin + SPEED_MARGIN * self._columns.velocity * min(elapsed, LONGEST_GAP)
+        part = self._parts[source]
+        change = np.abs(values - self.position[part])
+        allowed = self._margin[part] + SPEED_MARGIN * self._columns.velocity[part] * min(elapsed, LONGEST_GAP)
         worst = int(np.argmax(change / allowed))
         if change[worst] <= allowed[worst]:
             return ""
         return (
-            f"{self._columns.names[worst]} jumped from {self.position[worst]:.3f} to {values[worst]:.3f} "
-            f"within {elapsed:.3f} s"
+            f"{self._columns.names[part[worst]]} jumped from {self.position[part[worst]]:.3f} to "
+            f"{values[worst]:.3f} within {elapsed:.3f} s"
         )
 
     def outside(self, tolerance: float) -> str:
         """Which joint is further than ``tolerance`` [rad] outside its limits, in words; empty if none is."""
         columns = self._columns
-        beyond = np.maximum(columns.lower - self.position, self.position - columns.upper)[:-1]
-        if not beyond.size or beyond.max() <= tolerance:
-            return ""
+        beyond = np.maximum(columns.lower - self.position, self.position - columns.upper)
+        beyond[columns.is_gripper] = -np.inf
         worst = int(np.argmax(beyond))
+        if not beyond[worst] > tolerance:
+            return ""
         return (
             f"{columns.names[worst]} is at {self.position[worst]:.3f}, outside "
             f"[{columns.lower[worst]}, {columns.upper[worst]}]: move it back by hand"

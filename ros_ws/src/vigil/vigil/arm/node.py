@@ -5,32 +5,30 @@ from __future__ import annotations
 import time
 from array import array
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from functools import partial
 
 import numpy as np
 from rcl_interfaces.msg import SetParametersResult
+from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.clock import Clock, ClockType
-from rclpy.event_handler import QoSLivelinessChangedInfo, SubscriptionEventCallbacks
-from rclpy.executors import SingleThreadedExecutor
-from rclpy.node import Node
 from rclpy.parameter import Parameter
 from sensor_msgs.msg import CameraInfo, JointState
-from std_msgs.msg import Bool, Empty, Float64MultiArray
+from std_msgs.msg import Bool
 from std_srvs.srv import Trigger
-from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 from vigil_msgs.msg import ActionChunk, ControlState, FailureStatus, TeleopCommand
 
-from vigil.arm.adapters.plan import Plan
-from vigil.arm.adapters.ros2_control import Command, Trajectory, adapters
 from vigil.arm.authority import Authority
 from vigil.arm.clutch import OperatorCommand
 from vigil.arm.columns import Refused
 from vigil.arm.controller import Answer, ArmController
-from vigil.arm.loop_statistics import LoopStatistics
+from vigil.arm.hardware.node import Hardware
+from vigil.arm.loop_statistics import EDGES, Histograms, LoopStatistics
+from vigil.arm.stack.node import StackWatch
 from vigil.arm.tracking import Chunk
 from vigil.bringup import node_specs
 from vigil.errors import VigilError
+from vigil.joints import joint_sources
 from vigil.node import (
     COMMAND,
     EVENTS,
@@ -39,9 +37,7 @@ from vigil.node import (
     OK,
     WARN,
     Health,
-    SpinThread,
     VigilNode,
-    heartbeat,
     nanoseconds,
     spin_node,
     to_stamp,
@@ -49,6 +45,8 @@ from vigil.node import (
 from vigil.scheduling import ask_for_priority, settle_memory
 
 REQUESTS = ("engage", "hold", "hand_back", "estop", "reset")
+TIMES = ("period", "tick", "joint_states", "chunk", "verdict", "operator")
+"""Histograms on ``arm/state``: the loop's, then ages on arrival."""
 
 
 def _floats(values: np.ndarray) -> array:
@@ -67,6 +65,7 @@ class ArmNode(VigilNode):
         self.add_on_set_parameters_callback(self._on_parameters)
         self._controller: ArmController | None = None
         self._stack: StackWatch | None = None
+        self._hardware: Hardware | None = None
 
     # Life cycle -----------------------------------------------------------------------------------------------
 
@@ -77,23 +76,23 @@ class ArmNode(VigilNode):
             self._controller.envelope.slow_down(self.get_parameter("speed").value)
         except Refused as error:
             raise VigilError(str(error)) from None
-        self._loop = LoopStatistics(self._controller.period)
+        self._loop, self._times = LoopStatistics(self._controller.period), Histograms(TIMES)
         self._last_tick = 0
         self._latency = round(rig.sim.latency * 1e9) if self.lockstep else 0
         self._on_its_way: deque[Chunk] = deque()
-        self._state = ControlState(names=list(self._controller.columns.names))
+        self._state = ControlState(
+            names=list(self._controller.columns.names),
+            histogram_names=list(TIMES),
+            histogram_edges=array("d", EDGES),
+        )
         self._published_transition = -1
         self._state_publisher = self.advertise(ControlState, "arm/state", LATCHED)
-        self._outlets = []
-        for adapter in adapters(rig.arm):
-            kind = JointTrajectory if adapter.topic.endswith("joint_trajectory") else Float64MultiArray
-            self._outlets.append((adapter, self.advertise(kind, adapter.topic, COMMAND)))
-        self._trajectory = JointTrajectory(joint_names=list(rig.arm.joints))
-        self._values = Float64MultiArray()
+        self._hardware = Hardware(self, self._on_fault)
 
         # What is read at every tick waits for it.
         listen = self.listen if self.lockstep else self.inbox.listen
-        listen(JointState, f"{rig.arm.name}/joint_states", self._on_joint_states, NEWEST)
+        for number, source in enumerate(joint_sources(rig)):
+            listen(JointState, source.topic, partial(self._on_joint_states, number), NEWEST)
         self.listen(ActionChunk, "policy/chunk", self._on_chunk, COMMAND)
         self.listen(TeleopCommand, "teleop/command", self._on_operator, NEWEST)
         if rig.monitor.level != "none":
@@ -102,6 +101,8 @@ class ArmNode(VigilNode):
             self.listen(Bool, "estop/released", self._on_estop_button, NEWEST)
         for request in REQUESTS:
             self.serve(Trigger, f"arm/{request}", partial(self._on_request, request))
+        # A group of its own: while it waits for a robot, every other callback goes on.
+        self.serve(Trigger, "arm/recover", self._on_recover, callback_group=MutuallyExclusiveCallbackGroup())
         if not self.lockstep:
             self._watch_the_stack()
 
@@ -130,6 +131,7 @@ class ArmNode(VigilNode):
 
     def start(self) -> None:
         self._loop.restart()
+        self._times.restart()
         settle_memory()
         if not self.lockstep:
             # A steady clock: a correction of the system time must not stretch or repeat a period.
@@ -148,6 +150,9 @@ class ArmNode(VigilNode):
             self._stack.close()
             self.destroy_guard_condition(self._stack_changed)
             self._stack = None
+        if self._hardware is not None:
+            self._hardware.close()
+            self._hardware = None
         self._controller = None
 
     # Inputs ---------------------------------------------------------------------------------------------------
@@ -156,15 +161,16 @@ class ArmNode(VigilNode):
         """Now [ns]. In lock step that is the tick under way: the clock's own message may lag behind it."""
         return self._last_tick if self.lockstep and self._last_tick else self.now()
 
-    def _on_joint_states(self, message: JointState) -> None:
+    def _on_joint_states(self, source: int, message: JointState) -> None:
         if not self.active:
             return
         stamp = nanoseconds(message.header.stamp)
         now = stamp if self.lockstep else self.now()
-        if self.lockstep and stamp == self._last_tick:
+        if self.lockstep and stamp == self._last_tick and source == 0:
             self._publish_state(now)  # asked again: the answer was lost, the step was done
             return
-        changed = self._controller.on_joint_states(stamp, message.name, message.position, now)
+        self._times.add("joint_states", (now - stamp) / 1e9)
+        changed = self._controller.on_joint_states(stamp, message.name, message.position, now, source)
         if self.lockstep:
             self._take_arrived(now)
             self._tick(now)
@@ -187,6 +193,7 @@ class ArmNode(VigilNode):
             self._take(chunk, self._instant())
 
     def _take(self, chunk: Chunk, now: int) -> None:
+        self._times.add("chunk", (now - chunk.stamp) / 1e9)
         self._react(self._controller.on_chunk(chunk, now), now)
 
     def _take_arrived(self, now: int) -> None:
@@ -199,6 +206,7 @@ class ArmNode(VigilNode):
             return
         now = self._instant()
         stamp = nanoseconds(message.header.stamp)
+        self._times.add("verdict", (now - stamp) / 1e9)
         self._react(
             self._controller.on_monitor(stamp, message.verdict_name, message.alarm, message.reason, now), now
         )
@@ -215,6 +223,7 @@ class ArmNode(VigilNode):
             np.asarray(message.positions),
             message.request_hand_back,
         )
+        self._times.add("operator", (now - command.stamp) / 1e9)
         self._react(self._controller.on_operator(command, now), now)
 
     def _on_estop_button(self, message: Bool) -> None:
@@ -225,6 +234,12 @@ class ArmNode(VigilNode):
     def _on_camera(self, name: str, _: bytes) -> None:
         if self.active:
             self._controller.on_camera(name, self.now())
+
+    def _on_fault(self, arm: str, fault: str) -> None:
+        now = self._instant()
+        changed = self._controller.on_robot(arm, fault, now)
+        if self.active:
+            self._react(changed, now)
 
     def _on_stack_changed(self) -> None:
         """Processes of the stack came or went; taken before activation too, as each is told only once."""
@@ -246,6 +261,16 @@ class ArmNode(VigilNode):
             self._react(True, now)
         return response
 
+    async def _on_recover(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        """Only on the operator's request, and only while nobody moves the arm."""
+        refusal = self._controller.refuse_recovery() if self.active else "the arm node is not active"
+        if not refusal:
+            refusal = await self._hardware.recover(dict(self._controller.robot.faults))
+        response.success = not refusal
+        response.message = f"recover refused: {refusal}" if refusal else "recovered: waiting for engage"
+        self.get_logger().info(response.message)
+        return response
+
     # Outputs --------------------------------------------------------------------------------------------------
 
     def _on_timer(self) -> None:
@@ -253,38 +278,25 @@ class ArmNode(VigilNode):
         self._tick(self.now())
 
     def _tick(self, now: int) -> None:
-        self._loop.tick(time.monotonic_ns())
+        began = time.monotonic_ns()
+        period = self._loop.tick(began)
+        if period is not None:
+            self._times.add("period", period)
         self._last_tick = now
         plan = self._controller.tick(now)
         if plan is not None:
-            self._send(plan)
+            self._hardware.send(plan, self._controller.feedback.position, now)
         self._publish_state(now)
+        self._times.add("tick", (time.monotonic_ns() - began) / 1e9)
 
     def _react(self, changed: bool, now: int) -> None:
-        """Between two ticks: tell at once that the authority changed, and begin a stop without waiting."""
+        """Between two ticks: tell at once that the authority changed, and act on it without waiting."""
         if not changed:
             return
-        plan = self._controller.stop_now(now)
+        plan = self._controller.respond(now)
         if plan is not None:
-            self._send(plan)
+            self._hardware.send(plan, self._controller.feedback.position, now)
         self._publish_state(now)
-
-    def _send(self, plan: Plan) -> None:
-        for adapter, publisher in self._outlets:
-            publisher.publish(self._message(adapter.commands(plan)))
-
-    def _message(self, command: Command) -> JointTrajectory | Float64MultiArray:
-        if not isinstance(command, Trajectory):
-            self._values.data = command.data
-            return self._values
-        message = self._trajectory
-        message.header.stamp = to_stamp(command.stamp)
-        if len(message.points) != len(command.points):
-            message.points = [JointTrajectoryPoint() for _ in command.points]
-        for point, planned in zip(message.points, command.points, strict=True):
-            point.positions, point.velocities = planned.positions, planned.velocities
-            point.time_from_start.sec, point.time_from_start.nanosec = divmod(planned.ahead, 1_000_000_000)
-        return message
 
     def _publish_state(self, now: int) -> None:
         controller, loop, state = self._controller, self._loop, self._state
@@ -302,6 +314,10 @@ class ArmNode(VigilNode):
         state.measured = _floats(controller.feedback.position)
         state.ready, state.blocked_by = not controller.blocked_by, controller.blocked_by
         state.period_mean, state.period_p99, state.missed_deadlines = loop.mean, loop.p99, loop.missed
+        state.period_jitter = loop.jitter
+        latency = controller.latency.seconds
+        state.command_latency = -1.0 if latency is None else latency
+        state.histogram_counts = array("I", self._times.counts.tobytes())
         self._state_publisher.publish(state)
 
     def diagnose(self) -> Iterable[Health]:
@@ -332,54 +348,6 @@ class ArmNode(VigilNode):
             controller.last_refusal or "ok",
             {f"refused_{kind}": count for kind, count in refused.items()},
         )
-
-
-class StackWatch:
-    """Watches the liveliness of the stack's processes in a node and a thread of its own.
-
-    Its many entities seldom have anything to say; in the arm's own node they would be waited on anew with every control
-    tick, at a third of its cost.
-
-    Attributes:
-        changes: (name, whether it lives, whether it left in order), oldest first; whoever takes them pops them.
-    """
-
-    def __init__(
-        self, arm: ArmNode, names: Sequence[str], lease: float, on_change: Callable[[], None]
-    ) -> None:
-        """``on_change`` is called in the watching thread after `changes` grew; ``lease`` [s]: silence that is death."""
-        self.changes: deque[tuple[str, bool, bool]] = deque()
-        self._on_change = on_change
-        self._node = Node(
-            f"{arm.get_name()}_watch",
-            namespace=arm.get_namespace(),
-            use_global_arguments=False,
-            start_parameter_services=False,
-            enable_rosout=False,
-        )
-        for name in names:
-            self._node.create_subscription(
-                Empty,
-                f"heartbeat/{name}",
-                lambda message: None,
-                heartbeat(lease),
-                event_callbacks=SubscriptionEventCallbacks(liveliness=partial(self._on_liveliness, name)),
-            )
-        executor = SingleThreadedExecutor()
-        executor.add_node(self._node)
-        self._thread = SpinThread(
-            executor, "stack watch", ask_for_priority
-        )  # a thread does not have its process's
-
-    def close(self) -> None:
-        """Unsubscribe and end the thread."""
-        self._thread.close()
-        self._node.destroy_node()
-
-    def _on_liveliness(self, name: str, info: QoSLivelinessChangedInfo) -> None:
-        alive = info.alive_count > 0
-        self.changes.append((name, alive, not alive and info.not_alive_count == 0))
-        self._on_change()
 
 
 def main() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vigil.arm.curves import SECOND
+from vigil.joints import joint_sources
 from vigil.rig import RigConfig
 
 
@@ -67,6 +69,31 @@ class Watchdog:
         return Overdue(self.name, self.limit, age)
 
 
+class JointWatchdog:
+    """Watches every topic of joint states; the arms move only while all of them are heard."""
+
+    def __init__(self, topics: Sequence[str], limit: float) -> None:
+        names = ["joint_states"] if len(topics) == 1 else list(topics)
+        self._watches = [Watchdog(name, limit) for name in names]
+
+    def feed(self, instant: int, source: int = 0) -> None:
+        """The topic number ``source`` was heard at ``instant`` [ns]."""
+        self._watches[source].feed(instant)
+
+    def fresh(self, now: int) -> bool:
+        """Whether all were heard within their limit."""
+        return all(watch.fresh(now) for watch in self._watches)
+
+    def overdue(self, now: int) -> Overdue | None:
+        """What to report if one is overdue at ``now``, else None."""
+        return next((late for watch in self._watches if (late := watch.overdue(now))), None)
+
+    def silence(self, now: int) -> Overdue:
+        """How long the one that was heard the longest time ago has been silent."""
+        late = [watch.silence(now) for watch in self._watches]
+        return max(late, key=lambda each: float("inf") if each.age is None else each.age)
+
+
 class Inputs:
     """All inputs of the arm, each with its limit from the rig file.
 
@@ -74,7 +101,7 @@ class Inputs:
     have to: then only the chunks, the monitor and a commanding operator are watched.
 
     Attributes:
-        joint_states, chunk, operator: one watchdog each.
+        joint_states, chunk, operator: their watchdogs.
         monitor: None if the rig runs without one.
         cameras: by name.
         estop: the e-stop button; None if the rig has none.
@@ -83,7 +110,9 @@ class Inputs:
     def __init__(self, rig: RigConfig, lockstep: bool) -> None:
         limits = rig.watchdogs
         self._lockstep = lockstep
-        self.joint_states = Watchdog("joint_states", limits.joint_states)
+        self.joint_states = JointWatchdog(
+            [source.topic for source in joint_sources(rig)], limits.joint_states
+        )
         self.chunk = Watchdog("chunk", limits.chunk)
         self.operator = Watchdog("operator", limits.operator)
         self.monitor = None if rig.monitor.level == "none" else Watchdog("monitor", limits.monitor)

@@ -1,8 +1,8 @@
-"""Where the arm's tool may be and how fast: boxes and a speed limit in the base frame.
+"""Where the arms' tools may be and how fast: boxes and a speed limit, each in its arm's base frame.
 
-The envelope asks twice per control period. First `within` moves a target to where the tool may go, so that a source that
+The envelope asks twice per control period. First `within` moves a target to where the tools may go, so that a source that
 wants too much is led along the wall instead of stopping at it. Then `forbids` judges the next setpoint together with the
-stop that follows from it: what cannot stop inside is not begun.
+stop that follows from it: what cannot stop inside is not begun. There the arms' bodies count as well.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from itertools import pairwise
 
 import numpy as np
 
-from vigil import kinematics
-from vigil.kinematics import Vector
-from vigil.rig import ArmConfig
+from vigil.arm.bodies import Bodies
+from vigil.kinematics import CHAINS, Vector
+from vigil.rig import ArmConfig, RigConfig
 
 SHARE = 0.9
 """Of the speed limit that targets use: columns do not speed up alike."""
@@ -29,11 +29,68 @@ SOON = 1e-4
 """[s] In which speeds are measured."""
 TOLERANCE = 1e-9
 
+Motion = tuple[np.ndarray, np.ndarray]
+"""Position [N] rad, m and velocity [N]."""
+
 
 class Workspace:
-    """Limits of an arm with Franka's kinematics. Positions in m, base frame; columns as in the rig file, gripper last."""
+    """Limits of all arms of a rig; columns as in the rig file."""
+
+    def __init__(self, rig: RigConfig) -> None:
+        self._tools: list[tuple[slice, ToolSpace]] = []
+        start = 0
+        for arm in rig.arms:
+            self._tools.append((slice(start, start + len(arm.columns)), ToolSpace(arm)))
+            start += len(arm.columns)
+        self._bodies = Bodies(rig)
+
+    def slow_down(self, share: float) -> None:
+        """Allow ``share`` (0 to 1) of the rig file's speeds."""
+        for _, tool in self._tools:
+            tool.slow_down(share)
+
+    def outside(self, position: np.ndarray) -> str:
+        """Why the arms may not be where they are for columns [N], in words; empty if they may."""
+        for part, tool in self._tools:
+            if outside := tool.outside(position[part]):
+                return outside
+        return self._bodies.outside(position)
+
+    def within(self, now: Motion, target: Motion, ahead: float) -> Motion:
+        """What to follow instead of ``target``, due in ``ahead`` seconds; each is position [N] and velocity [N].
+
+        A target that is allowed comes back as it is; instead of one that is too far, one on the way to it.
+        """
+        if len(self._tools) == 1:
+            return self._tools[0][1].within(now, target, ahead)
+        led = [
+            tool.within((now[0][part], now[1][part]), (target[0][part], target[1][part]), ahead)
+            for part, tool in self._tools
+        ]
+        return np.concatenate([p for p, _ in led]), np.concatenate([v for _, v in led])
+
+    def forbids(self, times: np.ndarray, positions: np.ndarray, velocities: np.ndarray) -> str:
+        """Why the arms may not take a way, in words; empty if they may.
+
+        Args:
+            times: [P] s, increasing.
+            positions: [P, N] from the present setpoint on.
+            velocities: [P - 1, N], without the present one.
+
+        Who is outside already may go where it is less far outside.
+        """
+        for part, tool in self._tools:
+            if forbidden := tool.forbids(times, positions[:, part], velocities[:, part]):
+                return forbidden
+        return self._bodies.forbids(positions)
+
+
+class ToolSpace:
+    """Limits of one arm's tool. Positions in m, base frame; columns are the joints and then the gripper."""
 
     def __init__(self, arm: ArmConfig) -> None:
+        self._chain, self._joints = CHAINS[arm.kinematics], len(arm.joints)
+        self._acceleration = np.array([limits.acceleration for limits in arm.limits.values()])
         self._limits = arm.workspace
         self._offset = arm.tool_offset
         self._speed = arm.workspace.tool_speed
@@ -54,21 +111,29 @@ class Workspace:
             else ""
         )
 
-    def within(
-        self, position: np.ndarray, target: np.ndarray, velocity: np.ndarray, ahead: float
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """What to follow instead of ``target`` [N] with ``velocity`` [N], due ``ahead`` seconds from ``position`` [N].
-
-        A target that is allowed comes back as it is; instead of one that is too far, one on the way to it.
-        """
+    def within(self, now: Motion, target: Motion, ahead: float) -> Motion:
+        """As `Workspace.within`, for the arm's own columns."""
+        position = now[0]
         here = self._tool(position)
-        nearer = self._no_farther(position, here, target, SHARE * self._speed * ahead)
+        nearer = self._no_farther(position, here, target[0], SHARE * self._speed * ahead)
         if self._depth(self._tool(nearer)) > -MARGIN:
             # Along the wall in short steps: between two of them the tool moves on a bow, which may not cut into the wall.
             nearer = self._led_inside(self._no_farther(position, here, nearer, SLIDE))
             if self._depth(self._tool(nearer)) > 0.0:
                 nearer = position.copy()
-        return (target, velocity) if nearer is target else (nearer, (nearer - position) / ahead)
+        return (
+            target if nearer is target[0] else (nearer, self._velocity_on(nearer - position, now[1], ahead))
+        )
+
+    def _velocity_on(self, way: np.ndarray, velocity: np.ndarray, ahead: float) -> np.ndarray:
+        """The velocity [N] at the end of a ``way`` [N] that is gone in ``ahead`` seconds, from ``velocity`` [N] on.
+
+        As much as half of the acceleration limit brings about on that way: for more a joint would take a run-up, away from
+        where it is to go.
+        """
+        along = np.maximum(velocity * np.sign(way), 0.0)
+        most = np.sqrt(along**2 + self._acceleration * np.abs(way))
+        return np.clip(way / ahead, -most, most)
 
     def _no_farther(
         self, position: np.ndarray, here: Vector, target: np.ndarray, longest: float
@@ -106,7 +171,7 @@ class Workspace:
         return ""
 
     def _tool(self, position: Sequence[float]) -> Vector:
-        return kinematics.position(position, self._offset)
+        return self._chain.position(position, self._offset)
 
     def _led_inside(self, target: np.ndarray) -> np.ndarray:
         """The target moved so that its tool is at the nearest place inside, by damped least squares."""
@@ -116,8 +181,8 @@ class Workspace:
                 min(max(x, low + MARGIN), high - MARGIN) - x
                 for x, low, high in zip(there, self._inside.lower, self._inside.upper, strict=True)
             ]
-            matrix = kinematics.jacobian(moved[:7], self._offset)[:3]
-            moved[:7] += matrix.T @ np.linalg.solve(matrix @ matrix.T + 1e-4 * np.eye(3), error)
+            matrix = self._chain.jacobian(moved[: self._joints], self._offset)[:3]
+            moved[: self._joints] += matrix.T @ np.linalg.solve(matrix @ matrix.T + 1e-4 * np.eye(3), error)
             there = self._tool(moved)
         return moved
 

@@ -130,8 +130,10 @@ class Calibration(Strict):
 
 def geometry_of(rig: RigConfig) -> tuple[EndEffector, ...]:
     """The end effectors of a rig."""
-    arm = rig.arm
-    return (EndEffector(chain=arm.kinematics, columns=tuple(arm.joints), tool_offset=tuple(arm.tool_offset)),)
+    return tuple(
+        EndEffector(chain=arm.kinematics, columns=arm.joint_columns, tool_offset=tuple(arm.tool_offset))
+        for arm in rig.arms
+    )
 
 
 def camera_calibration_hash(rig: RigConfig, cameras: tuple[str, ...]) -> str:

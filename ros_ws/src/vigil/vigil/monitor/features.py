@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vigil.errors import VigilError
-from vigil.kinematics import positions
+from vigil.kinematics import CHAINS
 from vigil.record.rollout import EndEffector, Rollout
 
 
@@ -43,8 +43,8 @@ class Kinematics:
         arms = []
         for arm in self.end_effectors:
             values = samples[..., [names.index(name) for name in arm.columns]]
-            if arm.chain == "franka":
-                arms.append(positions(values, arm.tool_offset))
+            if arm.chain in CHAINS:
+                arms.append(CHAINS[arm.chain].positions(values, arm.tool_offset))
                 continue
             if arm.chain == "velocity":
                 values = np.cumsum(values * step_dt, axis=-2)

@@ -149,7 +149,7 @@ class MonitorNode(VigilNode):
         if mismatch := self._foreign(evidence):
             return self._detector.stale(evidence.stamp, evidence.tick, mismatch, UNCALIBRATED)
         # In HOLD or under the operator nobody acts on the policy's chunks: there is nothing to remember.
-        in_control = self._authority in (None, ControlState.POLICY)
+        in_control = self._authority in (None, ControlState.POLICY, ControlState.BLENDED)
         status = self._detector.update(evidence, latch=in_control and not self._why_uncalibrated)
         if self._why_uncalibrated and np.isfinite(status.scores).all():
             return Status(

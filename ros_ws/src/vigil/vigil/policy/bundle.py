@@ -82,7 +82,7 @@ class BundleSpec(Strict):
 
     name: Name
     task: Annotated[str, Field(min_length=1, description="the task text, as in the rig file")]
-    kinematics: Literal["franka"]
+    kinematics: Literal["franka", "viperx300s"]
     cameras: tuple[Name, ...] = Field(min_length=1, description="in the encoder's input order")
     image_size: Annotated[int, Field(ge=8, le=1024)]
     state: tuple[Column, ...] = Field(min_length=1)
@@ -186,11 +186,11 @@ class Bundle:
         cameras = [camera.name for camera in rig.cameras]
         if lacking := [name for name in spec.cameras if name not in cameras]:
             problems.append(f"it looks through cameras {lacking}, the rig has {cameras}")
-        if spec.kinematics != rig.arm.kinematics:
-            problems.append(f"it drives a {spec.kinematics} arm, the rig has {rig.arm.kinematics}")
+        if others := [arm.kinematics for arm in rig.arms if arm.kinematics != spec.kinematics]:
+            problems.append(f"it drives a {spec.kinematics} arm, the rig has {', '.join(others)}")
         if spec.task != rig.task:
             problems.append(f"it was trained for the task {spec.task!r}, the rig's is {rig.task!r}")
-        columns = list(rig.arm.columns)
+        columns = list(rig.columns)
         if sorted(spec.action_names) != sorted(columns):
             problems.append(f"it commands {list(spec.action_names)}, the rig has {columns}")
         if lacking := [name for name in spec.state_names if name not in columns]:

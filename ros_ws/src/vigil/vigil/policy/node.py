@@ -24,6 +24,7 @@ from vigil_msgs.srv import LoadPolicy, SwitchTask
 
 from vigil.errors import VigilError
 from vigil.inbox.node import Inbox
+from vigil.joints import joint_sources
 from vigil.node import (
     COMMAND,
     ERROR,
@@ -58,6 +59,7 @@ class Job:
 
 
 JOINTS_LATE = 0.003  # [s] after which a joint state that images were faster than is looked for again
+DRIVING = (ControlState.POLICY, ControlState.BLENDED)  # the policy moves the arm, by itself or corrected
 LATEST = 0.5  # share of a chunk's horizon that may be over when it is published
 
 
@@ -99,7 +101,8 @@ class PolicyNode(VigilNode):
         # Who has control is read with the images that are due; so are the joints, but in lock step, where every input is waited for.
         self.inbox.listen(ControlState, "arm/state", self._on_control_state, LATCHED)
         listen = self.listen if self.lockstep else self.inbox.listen
-        listen(JointState, f"{self.rig.arm.name}/joint_states", self._on_joints, SENSOR)
+        for number, source in enumerate(joint_sources(self.rig)):
+            listen(JointState, source.topic, partial(self._on_joints, number), SENSOR)
         self._connect_inputs()
 
     def start(self) -> None:
@@ -151,7 +154,9 @@ class PolicyNode(VigilNode):
         # In lock step the cameras run at the policy's rate: every new set is a tick.
         period = 0.0 if self.lockstep else self.rig.policy.period
         self._schedule = Schedule(round(period * 1e9), round(0.5e9 / min(rates)))
-        self._buffer = ObservationBuffer(shapes, spec.state_names, self.rig.policy.max_skew)
+        self._buffer = ObservationBuffer(
+            shapes, spec.state_names, joint_sources(self.rig), self.rig.policy.max_skew
+        )
         self._joints_awaited = False
         self._ages = {name: Window() for name in spec.cameras}
         for name in spec.cameras:
@@ -179,12 +184,13 @@ class PolicyNode(VigilNode):
                 self._queue_if_due()
                 self._joints_awaited = self._buffer.awaits_joints
 
-    def _on_joints(self, message: JointState) -> None:
+    def _on_joints(self, source: int, message: JointState) -> None:
         if not self.active:
             return
         try:
             with self._wake:
-                self._buffer.add_joints(nanoseconds(message.header.stamp), message.name, message.position)
+                stamp = nanoseconds(message.header.stamp)
+                self._buffer.add_joints(stamp, message.name, message.position, source)
                 if self.lockstep:
                     self._queue_if_due()
         except Rejected as error:
@@ -202,7 +208,11 @@ class PolicyNode(VigilNode):
 
     def _on_control_state(self, message: ControlState) -> None:
         with self._wake:
-            began = message.transition != self._transitions_seen and message.authority == ControlState.POLICY
+            began = (
+                message.transition != self._transitions_seen
+                and message.authority in DRIVING
+                and self._authority not in DRIVING
+            )
             self._authority, self._transitions_seen = message.authority, message.transition
             if began:
                 self._not_before = nanoseconds(message.transition_stamp)
@@ -321,7 +331,7 @@ class PolicyNode(VigilNode):
 
     def _refuse_while_in_control(self, what: str) -> None:
         self.inbox.fetch()
-        if self._authority == ControlState.POLICY:
+        if self._authority in DRIVING:
             raise VigilError(f"the policy moves the arm: call arm/hold first, then {what}")
 
     def _in_thread(self, work: Callable[[], PolicyRuntime]) -> Future:

@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 
 from vigil.errors import VigilError
+from vigil.joints import BadJointState, JointSource
 
 Stamped = tuple[int, np.ndarray]  # acquisition time [ns], data
 
@@ -84,22 +85,33 @@ class ObservationBuffer:
     """
 
     def __init__(
-        self, cameras: Mapping[str, tuple[int, int]], columns: Sequence[str], max_skew: float
+        self,
+        cameras: Mapping[str, tuple[int, int]],
+        columns: Sequence[str],
+        sources: Sequence[JointSource],
+        max_skew: float,
     ) -> None:
-        """``cameras``: (height, width) by name; ``columns``: joint names in the policy's order; ``max_skew`` [s]."""
+        """
+        Args:
+            cameras: (height, width) by name.
+            columns: N of the rig's columns in the policy's order.
+            sources: where they are told.
+            max_skew: largest difference of stamps within one set [s].
+        """
         self._shapes = {name: (height, width, 3) for name, (height, width) in cameras.items()}
-        self._columns = tuple(columns)
+        self._sources = tuple(sources)
+        told = [name for source in sources for name in source.columns]
+        self._index = [told.index(name) for name in columns]
         self._max_skew = round(max_skew * 1e9)
         self._frames: dict[str, deque[Stamped]] = {}
-        self._joints: deque[Stamped] = deque(maxlen=JOINT_HISTORY)
-        self._order: tuple[str, ...] | None = None
-        self._index: list[int] = []
+        self._joints: list[deque[Stamped]] = [deque(maxlen=JOINT_HISTORY) for _ in self._sources]
         self.clear()
 
     def clear(self) -> None:
         """Forget every input."""
         self._frames = {name: deque(maxlen=FRAME_HISTORY) for name in self._shapes}
-        self._joints.clear()
+        for history in self._joints:
+            history.clear()
 
     def add_frame(self, camera: str, stamp: int, rgb: np.ndarray) -> None:
         """Store a frame: uint8 [H, W, 3], ``stamp`` in ns. The array is kept, not copied.
@@ -119,42 +131,35 @@ class ObservationBuffer:
             frames.clear()  # the source began anew (a simulation reset, a replayed file): old frames are not its past
         frames.append((stamp, rgb))
 
-    def add_joints(self, stamp: int, names: Sequence[str], positions: Sequence[float]) -> None:
-        """Store a joint state (rad, m), ``stamp`` in ns; columns are picked by name.
+    def add_joints(
+        self, stamp: int, names: Sequence[str], positions: Sequence[float], source: int = 0
+    ) -> None:
+        """Store a joint state of one of the sources (as its driver says it), ``stamp`` in ns; joints are picked by name.
 
         Raises:
-            Rejected: a column is missing, lengths differ, or a value is not finite.
+            Rejected: a joint is missing, lengths differ, or a value is not finite.
         """
-        if len(names) != len(positions):
-            raise Rejected(f"joint state: {len(names)} names but {len(positions)} positions")
-        order = tuple(names)
-        if order != self._order:
-            missing = [name for name in self._columns if name not in order]
-            if missing:
-                raise Rejected(
-                    f"joint state lacks {missing}; it has {list(order)}, the policy reads all of {list(self._columns)}"
-                )
-            self._order, self._index = order, [order.index(name) for name in self._columns]
-        state = np.asarray(positions, dtype=np.float64)[self._index]
-        if not np.isfinite(state).all():
-            bad = [name for name, value in zip(self._columns, state, strict=True) if not np.isfinite(value)]
-            raise Rejected(f"joint state: the position of {bad} is not finite")
-        if self._joints and stamp < self._joints[-1][0]:
-            self._joints.clear()
-        self._joints.append((stamp, state.astype(np.float32)))
+        try:
+            state = self._sources[source].read(names, positions)
+        except BadJointState as error:
+            raise Rejected(str(error)) from None
+        history = self._joints[source]
+        if history and stamp < history[-1][0]:
+            history.clear()
+        history.append((stamp, state))
 
     def newest(self) -> Observation | None:
         """The newest complete set, or None while one is not complete (`missing` says why)."""
         chosen = self._choose()
         if isinstance(chosen, str):
             return None
-        frames, (joint_stamp, state), skew = chosen
-        stamps = [stamp for stamp, _ in frames.values()]
+        frames, joints, skew = chosen
+        state = np.concatenate([values for _, values in joints])
         return Observation(
-            stamp=max(*stamps, joint_stamp),
+            stamp=max(stamp for stamp, _ in (*frames.values(), *joints)),
             skew=skew,
             images={name: rgb for name, (_, rgb) in frames.items()},
-            state=state,
+            state=state[self._index].astype(np.float32),
         )
 
     @property
@@ -162,29 +167,30 @@ class ObservationBuffer:
         """Every camera has delivered, and the joint state of that instant is still on its way."""
         if not all(self._frames.values()):
             return False
-        return not self._joints or self._joints[-1][0] < self._reference()
+        reference = self._reference()
+        return any(not history or history[-1][0] < reference for history in self._joints)
 
     def missing(self) -> str:
         """What keeps the set from being complete, in words; empty if it is."""
         chosen = self._choose()
         return chosen if isinstance(chosen, str) else ""
 
-    def _choose(self) -> str | tuple[dict[str, Stamped], Stamped, int]:
-        """Frames by camera, joint state and skew [ns]; or why there is no set."""
+    def _choose(self) -> str | tuple[dict[str, Stamped], list[Stamped], int]:
+        """Frames by camera, joint state of each source and skew [ns]; or why there is no set."""
         silent = [name for name, frames in self._frames.items() if not frames]
         if silent:
             return f"no frame of camera {', '.join(silent)}"
-        if not self._joints:
+        if not all(self._joints):
             return "no joint state"
         reference = self._reference()
-        if self._joints[-1][0] < reference:
-            behind = (reference - self._joints[-1][0]) / 1e6
-            return f"the newest joint state is {behind:.0f} ms older than the frames"
+        behind = reference - min(history[-1][0] for history in self._joints)
+        if behind > 0:
+            return f"the newest joint state is {behind / 1e6:.0f} ms older than the frames"
         frames = {name: _nearest(frames, reference) for name, frames in self._frames.items()}
-        joints = _nearest(self._joints, reference)
+        joints = [_nearest(history, reference) for history in self._joints]
         stamps = {
             **{f"camera {name}": stamp for name, (stamp, _) in frames.items()},
-            "joint state": joints[0],
+            **{source.topic: stamp for source, (stamp, _) in zip(self._sources, joints, strict=True)},
         }
         oldest, newest = min(stamps, key=stamps.__getitem__), max(stamps, key=stamps.__getitem__)
         skew = stamps[newest] - stamps[oldest]

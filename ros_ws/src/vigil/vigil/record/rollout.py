@@ -23,13 +23,14 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from vigil.errors import VigilError
+from vigil.kinematics import CHAINS
 
 ARRAYS_FILE = "rollout.npz"
 EPISODE_FILE = "episode.json"
 IMAGE_PREFIX = "images_"
 
-HOLD, POLICY, OPERATOR, ESTOP = range(4)  # as in vigil_msgs/ControlState
-AUTHORITIES = ("HOLD", "POLICY", "OPERATOR", "ESTOP")
+HOLD, POLICY, OPERATOR, ESTOP, BLENDED = range(5)  # as in vigil_msgs/ControlState
+AUTHORITIES = ("HOLD", "POLICY", "OPERATOR", "ESTOP", "BLENDED")
 VERDICTS = ("NOMINAL", "BENIGN_OOD", "UNCERTAIN", "ALARM", "OUT_OF_RANGE", "UNCALIBRATED", "STALE")
 
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -40,15 +41,15 @@ class EndEffector(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    chain: Literal["franka", "position", "velocity"] = Field(
-        description="joint positions [rad] of a Franka; or x, y (and z) themselves; or their rates, to be integrated"
+    chain: Literal["franka", "viperx300s", "position", "velocity"] = Field(
+        description="joint positions [rad] of a known arm; or x, y (and z) themselves; or their rates, to be integrated"
     )
     columns: tuple[str, ...] = Field(min_length=1)
     tool_offset: tuple[float, float, float] = Field((0.0, 0.0, 0.0), description="in the flange's frame [m]")
 
     @model_validator(mode="after")
     def _columns_fit(self) -> EndEffector:
-        allowed = (7,) if self.chain == "franka" else (1, 2, 3)
+        allowed = (CHAINS[self.chain].joints,) if self.chain in CHAINS else (1, 2, 3)
         if len(self.columns) not in allowed:
             raise ValueError(
                 f"chain {self.chain} needs {' or '.join(map(str, allowed))} columns, {len(self.columns)} given"
@@ -105,7 +106,7 @@ class Rollout:
     samples: np.ndarray  # float32 [T, K, H, D], rad and m
     names: tuple[str, ...]  # D columns of samples
     step_dt: float  # s between two of the H steps
-    authority: np.ndarray  # uint8 [T], HOLD, POLICY, OPERATOR, ESTOP: who controlled the arm at this tick
+    authority: np.ndarray  # uint8 [T], of `AUTHORITIES`: who controlled the arm at this tick
     joint_positions: np.ndarray  # float64 [T, N], measured, rad and m
     joint_names: tuple[str, ...]  # N columns of joint_positions
     episode: Episode

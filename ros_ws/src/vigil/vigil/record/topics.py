@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from vigil.rig import RigConfig
+from vigil.joints import joint_sources
+from vigil.rig import ArmConfig, RigConfig
 
 Delivery = Literal["sensor", "reliable", "latched"]
 
@@ -35,16 +36,9 @@ class Source:
 
 def sources(rig: RigConfig) -> list[Source]:
     """Every topic of ``rig`` that belongs to an episode."""
-    arm = rig.arm
     found = [
-        Source(f"{arm.name}/joint_states", "sensor_msgs/msg/JointState"),
-        _commands(rig),
-        Source(
-            f"{arm.name}/{arm.gripper.controller}/commands",
-            "std_msgs/msg/Float64MultiArray",
-            "reliable",
-            stamped=False,
-        ),
+        *(Source(source.topic, "sensor_msgs/msg/JointState") for source in joint_sources(rig)),
+        *(command for arm in rig.arms for command in _commands(arm)),
         Source("arm/state", "vigil_msgs/msg/ControlState", "reliable"),
         Source("teleop/command", "vigil_msgs/msg/TeleopCommand"),
         Source("policy/chunk", "vigil_msgs/msg/ActionChunk", "reliable"),
@@ -70,11 +64,27 @@ def sources(rig: RigConfig) -> list[Source]:
     return found
 
 
-def _commands(rig: RigConfig) -> Source:
-    base = f"{rig.arm.name}/{rig.arm.controller}"
-    if rig.arm.controller_type == "joint_trajectory":
-        return Source(f"{base}/joint_trajectory", "trajectory_msgs/msg/JointTrajectory", "reliable")
-    return Source(f"{base}/commands", "std_msgs/msg/Float64MultiArray", "reliable", stamped=False)
+def _commands(arm: ArmConfig) -> list[Source]:
+    """What drives an arm and its gripper; actions are not topics, and their widths are in ``arm/state``."""
+    found = []
+    if arm.controller_type == "joint_trajectory":
+        topic = f"{arm.name}/{arm.controller}/joint_trajectory"
+        found.append(Source(topic, "trajectory_msgs/msg/JointTrajectory", "reliable"))
+    elif arm.controller_type == "forward_position":
+        found.append(_forward(f"{arm.name}/{arm.controller}/commands"))
+    else:
+        topic, kind = f"{arm.name}/commands/joint_group", "interbotix_xs_msgs/msg/JointGroupCommand"
+        found.append(Source(topic, kind, "reliable", stamped=False))
+    if arm.gripper.controller_type == "forward_position":
+        found.append(_forward(f"{arm.name}/{arm.gripper.controller}/commands"))
+    elif arm.gripper.controller_type == "interbotix":
+        topic, kind = f"{arm.name}/commands/joint_single", "interbotix_xs_msgs/msg/JointSingleCommand"
+        found.append(Source(topic, kind, "reliable", stamped=False))
+    return found
+
+
+def _forward(topic: str) -> Source:
+    return Source(topic, "std_msgs/msg/Float64MultiArray", "reliable", stamped=False)
 
 
 def qos_yaml(source: Source) -> str:

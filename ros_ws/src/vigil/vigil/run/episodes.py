@@ -58,7 +58,7 @@ def new_scene(client: RigClient, seed: int, perturbation: str = "none", disturba
         f"the simulation shows scene {scene}",
     )
     begun = _seconds(first.header.stamp)
-    home = client.rig.arm.home
+    home = client.rig.home
 
     def settled(c: RigClient) -> bool:
         # Later, not at that instant: lock step may show one instant twice, before and after the reset.

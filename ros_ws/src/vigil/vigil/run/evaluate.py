@@ -227,7 +227,7 @@ def keep(
         source.timeline(),
         source.topic("policy/evidence"),
         source.joints(),
-        rig.arm.columns,
+        rig.columns,
         {camera: source.frames(camera) for camera in cameras},
         image_size,
         {"rig": rig.name, "task": rig.task, **about},

@@ -244,18 +244,19 @@ def command(spec: NodeSpec) -> list[str]:
     return [sys.executable, "-m", spec.module, *spec.ros_arguments()]
 
 
-def derive_rig(rig: RigConfig, folder: Path, **changes: dict[str, Any]) -> RigConfig:
+def derive_rig(rig: RigConfig, folder: Path, **changes: Any) -> RigConfig:
     """``rig`` with some settings otherwise, as a file ``rig.yaml`` in ``folder`` that the nodes can read.
 
     Args:
-        changes: by section (``record``, ``monitor``, ...) the settings that differ.
+        changes: by section (``record``, ``monitor``, ...) the settings that differ; what is no section is replaced.
 
     Raises:
         VigilError: the result is no valid rig, or cannot be written.
     """
     data = rig.model_dump(mode="json", exclude_none=True)
     for section, settings in changes.items():
-        data[section] = {**data.get(section, {}), **settings}
+        whole = not isinstance(settings, Mapping)
+        data[section] = settings if whole else {**data.get(section, {}), **settings}
     path = folder / "rig.yaml"
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -149,7 +149,9 @@ def measure(timeline: Timeline, rig: RigConfig) -> dict[str, Any]:
     step = None
     if takeover is not None:
         # The gripper's column is in m, and a gripper does not throw an arm.
-        step = max(abs(takeover.first_step.get(joint, 0.0)) for joint in rig.arm.joints)
+        step = max(
+            abs(takeover.first_step.get(joint, 0.0)) for arm in rig.arms for joint in arm.joint_columns
+        )
     return {
         "alarms": len(timeline.alarms()),
         "first_alarm_s": timeline.first_alarm_s(),

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from vigil.kinematics import forward, inverse, rotation_from_vector, rotation_vector
+from vigil.kinematics import FRANKA, rotation_from_vector, rotation_vector
 from vigil.sim import scene
 from vigil.sim.task import on_tray
 
@@ -55,7 +55,7 @@ class Expert:
     def start(self, q: np.ndarray) -> None:
         """Take over at the measured joint angles ``q`` [7]; the first command equals them."""
         self._q = np.array(q, dtype=float)
-        self._position, self._rotation = forward(self._q, scene.TOOL_OFFSET)
+        self._position, self._rotation = FRANKA.forward(self._q, scene.TOOL_OFFSET)
         self._velocity, self._spin = np.zeros(3), np.zeros(3)
         self._gripping = False
         self._released = False
@@ -82,7 +82,7 @@ class Expert:
             [8] joint targets [rad] and the gripper's width [m], for one ``dt`` ahead.
         """
         half = np.full(3, scene.CUBE_HALF) if half is None else np.asarray(half)
-        measured, _ = forward(positions[:7], scene.TOOL_OFFSET)
+        measured, _ = FRANKA.forward(positions[:7], scene.TOOL_OFFSET)
         goal = self._goal(measured, float(positions[7]), *object_pose(qpos), half)
         goal = replace(goal, position=_within_reach(goal.position))
         self.phase = goal.phase
@@ -94,7 +94,7 @@ class Expert:
         patience = float(np.clip(1.0 - (lag - 0.04) / 0.06, 0.0, 1.0))
         self._advance(goal, dt, patience)
         posture = np.where(np.arange(7) == 2, 0.0, self._q)
-        solution = inverse(
+        solution = FRANKA.inverse(
             self._position,
             self._rotation,
             self._q,
@@ -181,7 +181,7 @@ class Expert:
             return Goal(
                 np.array([*self._position[:2], cube[2] + 0.14]), self._yaw(), scene.MAX_WIDTH, "place"
             )
-        home, _ = forward(scene.HOME, scene.TOOL_OFFSET)
+        home, _ = FRANKA.forward(scene.HOME, scene.TOOL_OFFSET)
         return Goal(home, 0.0, scene.MAX_WIDTH, "done")
 
     def _yaw(self) -> float:

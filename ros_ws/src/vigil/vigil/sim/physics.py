@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import mujoco
 import numpy as np
 
-from vigil.kinematics import jacobian
+from vigil.kinematics import FRANKA
 from vigil.sim import scene
 from vigil.sim.appearance import Appearance, Dresser
 from vigil.sim.disturbance import CartesianDisturbance
@@ -249,7 +249,7 @@ class Simulation:
         position, velocity = self._delayed[-1 - back]
         if self._disturbance.amplitude:
             twist, rate = self._disturbance.sample(self.world.time)
-            matrix = jacobian(self._target, scene.TOOL_OFFSET)
+            matrix = FRANKA.jacobian(self._target, scene.TOOL_OFFSET)
             pseudo = matrix.T @ np.linalg.inv(matrix @ matrix.T + 1e-4 * np.eye(6))
             position, velocity = position + pseudo @ twist, velocity + pseudo @ rate
         position = np.clip(position, scene.JOINT_LOWER, scene.JOINT_UPPER)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from vigil.kinematics import forward, inverse, rotation_from_vector
+from vigil.kinematics import CHAINS, rotation_from_vector
 from vigil.rig import ArmConfig
 
 REACHED_POSITION, REACHED_ROTATION = 2e-3, 2e-2  # m, rad; a Cartesian step that misses by more is not made
@@ -18,7 +18,7 @@ class JogTarget:
         self._lower = np.array([arm.limits[name].lower for name in self._names])
         self._upper = np.array([arm.limits[name].upper for name in self._names])
         self._joints = len(arm.joints)
-        self._tool = arm.tool_offset
+        self._chain, self._tool = CHAINS[arm.kinematics], arm.tool_offset
         self._target = np.zeros(len(self._names))
 
     @property
@@ -45,8 +45,8 @@ class JogTarget:
         the base. False, and no step, if the arm cannot get there.
         """
         joints = self._target[: self._joints]
-        position, orientation = forward(joints, self._tool)
-        found = inverse(
+        position, orientation = self._chain.forward(joints, self._tool)
+        found = self._chain.inverse(
             position + translation,
             rotation_from_vector(np.asarray(rotation, float)) @ orientation,
             joints,

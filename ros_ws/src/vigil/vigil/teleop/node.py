@@ -22,6 +22,7 @@ from std_srvs.srv import SetBool
 from vigil_msgs.msg import ControlState, SimState, TaskState, TeleopCommand
 
 from vigil.errors import VigilError
+from vigil.joints import BadJointState, JointSource, joint_sources
 from vigil.node import (
     EVENTS,
     LATCHED,
@@ -66,8 +67,9 @@ class TeleopNode(VigilNode):
             reaction=reaction,
             tty=self.get_parameter("tty").value,
         )
-        self._columns = rig.arm.columns
-        self._joints: tuple[int, np.ndarray] | None = None  # stamp [ns], [N]
+        self._columns, self._sources = rig.columns, joint_sources(rig)
+        self._measured: dict[str, tuple[int, float]] = {}  # stamp [ns] and position by column
+        self._joints: tuple[int, np.ndarray] | None = None  # stamp [ns] of the oldest column, [N]
         self._world: tuple[int, World] | None = None
         self._arm, self._task = ControlState(), TaskState()
         self._scene, self._sent = -1, 0
@@ -80,7 +82,8 @@ class TeleopNode(VigilNode):
         # What is read at every poll of the device waits for it.
         listen = self.listen if self.lockstep else self.inbox.listen
         self.inbox.listen(ControlState, "arm/state", self._on_arm, LATCHED)
-        listen(JointState, f"{rig.arm.name}/joint_states", self._on_joint_states, NEWEST)
+        for source in self._sources:
+            listen(JointState, source.topic, partial(self._on_joint_states, source), NEWEST)
         if rig.sim is not None:
             listen(SimState, "sim/state", self._on_world, NEWEST)
             self.inbox.listen(TaskState, "sim/task", self._on_task, EVENTS)
@@ -114,15 +117,18 @@ class TeleopNode(VigilNode):
 
     # Inputs ---------------------------------------------------------------------------------------------------
 
-    def _on_joint_states(self, message: JointState) -> None:
-        values = dict(zip(message.name, message.position, strict=False))
-        positions = np.array([values.get(name, np.nan) for name in self._columns])
-        if np.isfinite(positions).all():
-            self._joints = nanoseconds(message.header.stamp), positions
+    def _on_joint_states(self, source: JointSource, message: JointState) -> None:
+        try:
+            positions = source.read(message.name, message.position)
+        except BadJointState as error:
+            self._refused = str(error)
+            return
+        stamp = nanoseconds(message.header.stamp)
+        self._measured.update((name, (stamp, p)) for name, p in zip(source.columns, positions, strict=True))
+        if len(self._measured) == len(self._columns):
+            known = [self._measured[name] for name in self._columns]
+            self._joints = min(stamp for stamp, _ in known), np.array([position for _, position in known])
             self._step_together()
-        else:
-            lacking = [n for n, v in zip(self._columns, positions, strict=True) if not np.isfinite(v)]
-            self._refused = f"joint states without finite positions of {', '.join(lacking)}"
 
     def _on_world(self, message: SimState) -> None:
         world = World(np.array(message.qpos), tuple(message.appearance))

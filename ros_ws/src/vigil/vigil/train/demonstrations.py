@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 from rich.progress import track
 
-from vigil import kinematics
 from vigil.camera.simulated import SimulatedCamera
 from vigil.errors import VigilError
+from vigil.kinematics import FRANKA
 from vigil.policy.observation import prepare_image
 from vigil.record.reader import EpisodeReader
 from vigil.rig import RigConfig
@@ -251,7 +251,7 @@ def object_labels(qpos: np.ndarray, joints: np.ndarray, rig: RigConfig) -> np.nd
     address = int(scene.build_model().joint("cube").qposadr[0])
     position, (w, x, y, z) = qpos[:, address : address + 3], qpos[:, address + 3 : address + 7].T
     yaw = np.arctan2(2 * (w * z + x * y), 1 - 2 * (y * y + z * z))
-    pinch = kinematics.positions(joints, rig.arm.tool_offset)
+    pinch = FRANKA.positions(joints, rig.arm.tool_offset)
     label = [position, position - pinch, np.cos(4 * yaw)[:, None], np.sin(4 * yaw)[:, None]]
     return np.concatenate(label, 1).astype(np.float32)
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from vigil.arm.adapters.plan import Plan
+from vigil.joints import raw_width
 from vigil.rig import ArmConfig
 
 
@@ -43,62 +43,56 @@ class Forward:
     data: array
 
 
-Command = Trajectory | Forward
-
-
-class Adapter(Protocol):
-    """Writes the joint columns of a plan for one kind of controller."""
-
-    topic: str
-
-    def commands(self, plan: Plan) -> Command:
-        """The command to send now."""
-
-
 class JointTrajectory:
-    """JointTrajectoryController: the setpoint and the stop after it."""
+    """JointTrajectoryController: the setpoint and the stop after it.
 
-    def __init__(self, arm: ArmConfig) -> None:
+    Args:
+        arm: the arm.
+        columns: where its columns are in a plan, the gripper last.
+    """
+
+    def __init__(self, arm: ArmConfig, columns: slice) -> None:
         self.topic = f"{arm.name}/{arm.controller}/joint_trajectory"
         self._names = tuple(arm.joints)
+        self._joints = slice(columns.start, columns.stop - 1)
 
-    def commands(self, plan: Plan) -> Command:
-        joints = len(self._names)
+    def commands(self, plan: Plan) -> Trajectory:
+        """The command to send now."""
         points = tuple(
             TrajectoryPoint(
                 round(ahead * 1e9), array("d", position.tobytes()), array("d", velocity.tobytes())
             )
             for ahead, position, velocity in zip(
-                plan.times.tolist(), plan.positions[:, :joints], plan.velocities[:, :joints], strict=True
+                plan.times.tolist(),
+                plan.positions[:, self._joints],
+                plan.velocities[:, self._joints],
+                strict=True,
             )
         )
         return Trajectory(self.topic, plan.stamp, self._names, points)
 
 
 class ForwardPosition:
-    """Forward position controller: the next setpoint of every joint."""
+    """Forward position controller: the next setpoint of every joint. Arguments as `JointTrajectory`."""
 
-    def __init__(self, arm: ArmConfig) -> None:
+    def __init__(self, arm: ArmConfig, columns: slice) -> None:
         self.topic = f"{arm.name}/{arm.controller}/commands"
-        self._joints = len(arm.joints)
+        self._joints = slice(columns.start, columns.stop - 1)
 
-    def commands(self, plan: Plan) -> Command:
-        return Forward(self.topic, array("d", plan.positions[0, : self._joints].tobytes()))
+    def commands(self, plan: Plan) -> Forward:
+        """The command to send now."""
+        return Forward(self.topic, array("d", plan.positions[0, self._joints].tobytes()))
 
 
-class Gripper:
-    """Forward position controller of the gripper: its opening width."""
+class ForwardGripper:
+    """Forward position controller of a gripper: its opening width, or what its joint says there."""
 
-    def __init__(self, arm: ArmConfig) -> None:
+    def __init__(self, arm: ArmConfig, columns: slice) -> None:
         self.topic = f"{arm.name}/{arm.gripper.controller}/commands"
+        self._gripper, self._column = arm.gripper, columns.stop - 1
 
-    def commands(self, plan: Plan) -> Command:
-        return Forward(self.topic, array("d", plan.positions[0, -1:].tobytes()))
-
-
-_ADAPTERS = {"joint_trajectory": JointTrajectory, "forward_position": ForwardPosition}
-
-
-def adapters(arm: ArmConfig) -> tuple[Adapter, ...]:
-    """What drives ``arm``: the adapter of its joints' controller, and the gripper's."""
-    return (_ADAPTERS[arm.controller_type](arm), Gripper(arm))
+    def commands(self, plan: Plan) -> Forward:
+        """The command to send now."""
+        return Forward(
+            self.topic, array("d", [raw_width(self._gripper, float(plan.positions[0, self._column]))])
+        )

@@ -1,0 +1,1 @@
+"""Liveliness of the stack's processes, as the arm watches it."""
