@@ -13,7 +13,7 @@ import numpy as np
 
 from support.cdr import encode, header, time
 from vigil.record.definitions import full_definition
-from vigil.record.episode import ControlSpan, EpisodeRecord, TopicFacts
+from vigil.record.episode import ControlSpan, EpisodeRecord, JointFacts, TopicFacts
 from vigil.record.writer import EpisodeWriter, Topic
 
 COLUMNS = ("fr3_joint1", "fr3_joint2", "gripper")
@@ -50,6 +50,8 @@ class Script:
     scores: tuple[str, ...] = ("rnd", "ace")
     shape: tuple[int, int] = (HEIGHT, WIDTH)
     columns: tuple[str, ...] = COLUMNS
+    joints: tuple[JointFacts, ...] = ()  # what the recorder says of joint states
+    joint_names: tuple[str, ...] = ()  # in joint states; the columns' own by default
 
 
 def silent(start: float, end: float) -> Fault:
@@ -103,6 +105,7 @@ def record(path: Path, script: Script | None = None, episode_id: str | None = No
         start_ns=START,
         duration_s=script.seconds,
         topics={topic.name: TopicFacts(type=topic.type_name) for topic in topics},
+        joints=script.joints,
         control=[
             ControlSpan(authority="POLICY", event="engage", reason="", start_s=0.2, end_s=script.seconds)
         ],
@@ -131,7 +134,7 @@ def sample_times(script: Script, rate: float, phase: float, name: str) -> list[t
 def _joints(script: Script) -> Iterator[tuple[int, str, bytes]]:
     kind = TYPES["franka/joint_states"]
     # Not in the order of the arm's columns, and one joint more: columns go by name.
-    names = ["extra", *reversed(script.columns)]
+    names = ["extra", *reversed(script.joint_names or script.columns)]
     for at, stamp in sample_times(script, 100.0, 0.0, "joints"):
         position = np.array([9.0, *joint_values(at / SECOND, len(script.columns))[::-1]])
         data = encode(
@@ -173,7 +176,12 @@ def _arm(script: Script) -> Iterator[tuple[int, str, bytes]]:
             blocked_by="",
             period_mean=0.01,
             period_p99=0.01,
+            period_jitter=0.0,
             missed_deadlines=0,
+            command_latency=-1.0,
+            histogram_names=[],
+            histogram_edges=np.zeros(0),
+            histogram_counts=np.zeros(0, np.uint32),
         )
         yield at, "/rig/arm/state", data
 

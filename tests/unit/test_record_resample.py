@@ -16,6 +16,7 @@ from vigil.record.dataset.prepare import Wanted, find_recordings, prepare
 from vigil.record.dataset.resample import Grid, resample
 from vigil.record.dataset.source import read_source
 from vigil.record.dataset.streams import make_stream
+from vigil.record.episode import JointFacts
 
 SCORES = ("ace", "kernel", "rnd")
 
@@ -134,6 +135,31 @@ def test_columns_are_those_of_the_arm_by_name(tmp_path):
     (joints,) = source.joints
     assert joints.columns == COLUMNS
     assert joints.positions[0].tolist() == joint_values(0.0).tolist()
+
+
+def test_columns_are_read_as_the_recorder_noted_them(tmp_path):
+    """With the arm's prefix, and the gripper's width of what its joint says."""
+    facts = JointFacts(
+        topic="franka/joint_states",
+        columns=("left_a", "left_b", "left_gripper"),
+        joints=("a", "b", "finger"),
+        scale=((1.0, 0.0), (1.0, 0.0), (-2.0, 0.1)),
+    )
+    script = Script(columns=facts.columns, joint_names=facts.joints, joints=(facts,))
+    (joints,) = read_source(record(tmp_path / "e.mcap", script)).joints
+    assert joints.columns == facts.columns
+    raw = joint_values(np.arange(len(joints.positions)) / 100)
+    assert joints.positions == pytest.approx(raw * [1, 1, -2] + [0, 0, 0.1])
+    other = Script(columns=facts.columns, joint_names=("a", "b", "thumb"), joints=(facts,))
+    with pytest.raises(VigilError, match=r"has no finger; it has extra, thumb, b, a"):
+        read_source(record(tmp_path / "f.mcap", other))
+
+
+def test_a_correction_of_the_policy_is_an_intervention(tmp_path):
+    script = Script(authority=((1.0, "POLICY"), (2.0, "BLENDED"), (9.0, "POLICY")))
+    table = one(record(tmp_path / "e.mcap", script), Wanted(Grid(30))).table
+    assert list(dict.fromkeys(table.control_source)) == ["policy", "blended"]
+    assert table.intervention.tolist() == [s == "blended" for s in table.control_source]
 
 
 def test_it_begins_when_somebody_gets_control_unless_all_is_wanted(tmp_path):

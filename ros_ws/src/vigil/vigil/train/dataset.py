@@ -23,7 +23,7 @@ from vigil.record.dataset.reader import DatasetReader
 from vigil.train.config import TrainConfig
 
 LEARNT = ("success", "intervened_success")  # outcomes of episodes that are worth imitating
-CONTROLLED = ("policy", "operator")
+CONTROLLED = ("policy", "operator", "blended")
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ class DemonstrationSet:
 
     cameras: tuple[str, ...]
     columns: tuple[str, ...]
-    gripper: str
+    grippers: tuple[str, ...]  # those of the columns that are in m
     task: str
     images: dict[str, np.ndarray]  # camera -> uint8 [N, S, S, 3]
     states: np.ndarray  # float32 [N, D]
@@ -85,7 +85,7 @@ class DemonstrationSet:
         return {
             "cameras": list(self.cameras),
             "columns": list(self.columns),
-            "gripper": self.gripper,
+            "grippers": list(self.grippers),
             "task": self.task,
             "action_std": [float(v) for v in self.chunks.reshape(-1, len(self.columns)).std(0) + 1e-4],
             "demonstrations": len(np.unique(self.episode)),
@@ -141,11 +141,11 @@ def _of_dataset(folder: Path, rig: RigConfig, config: TrainConfig) -> Demonstrat
     from vigil.train.dataset import read_dataset
 
     cameras = tuple(camera.name for camera in rig.cameras)
-    rows = read_dataset(folder, rig.arm.columns, cameras, rig.task, config)
+    rows = read_dataset(folder, rig.columns, cameras, rig.task, config)
     return DemonstrationSet(
         cameras,
-        rig.arm.columns,
-        rig.arm.gripper.name,
+        rig.columns,
+        rig.gripper_columns,
         rows.task,
         rows.images,
         rows.states,
@@ -190,7 +190,7 @@ def _unpack(stored: np.lib.npyio.NpzFile, rig: RigConfig) -> DemonstrationSet:
     weights = stored.get("weights")
     task = str(stored.get("task", rig.task))
     return DemonstrationSet(
-        cameras, rig.arm.columns, rig.arm.gripper.name, task, images, **arrays, weights=weights
+        cameras, rig.columns, rig.gripper_columns, task, images, **arrays, weights=weights
     )
 
 
@@ -301,8 +301,8 @@ def assemble(
         camera.close()
     return DemonstrationSet(
         cameras,
-        rig.arm.columns,
-        rig.arm.gripper.name,
+        rig.columns,
+        rig.gripper_columns,
         rig.task,
         images,
         states=np.concatenate([d.states for d in demonstrations]),

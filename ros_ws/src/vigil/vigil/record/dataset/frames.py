@@ -17,7 +17,7 @@ from vigil.record.pictures import picture_of
 
 # A verdict speaks for the time until the next one is due; after so many of the monitor's periods it is none.
 VERDICT_PERIODS = 2.5
-OPERATOR = "OPERATOR"
+INTERVENING = ("OPERATOR", "BLENDED")  # a person moves the arm, or corrects what the policy does
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Table:
 
     state: np.ndarray  # float32 [T, N], measured; rad and m
     action: np.ndarray  # float32 [T, N], setpoint at the frame's instant; rad and m
-    intervention: np.ndarray  # bool [T], an operator has control
-    control_source: np.ndarray  # object [T], policy, operator, hold or estop
+    intervention: np.ndarray  # bool [T], an operator has control, or corrects the policy
+    control_source: np.ndarray  # object [T], policy, operator, blended, hold or estop
     alarm: np.ndarray  # bool [T], latched: from the first alarm until the monitor is reset
     verdict: np.ndarray  # object [T]
     scores: np.ndarray  # float32 [T, S], raw
@@ -61,7 +61,7 @@ def make_table(source: Source, part: Part, score_names: Sequence[str]) -> Table:
     return Table(
         state=np.stack([columns[name] for name in source.columns], 1).astype(np.float32),
         action=source.control.commanded[control].astype(np.float32),
-        intervention=authority == OPERATOR,
+        intervention=np.isin(authority.astype(str), INTERVENING),
         control_source=np.array([name.lower() for name in authority], object),
         alarm=np.where(spoken, verdicts.alarm[said], False) if len(verdicts.stream) else spoken,
         verdict=np.where(spoken, verdicts.verdict[said], "") if len(verdicts.stream) else _empty(len(part)),

@@ -18,7 +18,7 @@ from vigil.errors import VigilError
 from vigil.record.dataset.streams import Stream, make_stream
 from vigil.record.reader import EpisodeReader, stamp_ns
 
-CONTROLLING = ("POLICY", "OPERATOR")
+CONTROLLING = ("POLICY", "OPERATOR", "BLENDED")
 IMAGE_TOPICS = ("/color/image_raw/compressed", "/color/image_raw")  # the former wins where both are recorded
 _STAMP = struct.Struct("<iI")  # of a header, behind the four bytes that tell the encoding
 
@@ -38,7 +38,7 @@ class Control:
 
     stream: Stream
     commanded: np.ndarray  # float64 [n, N], setpoint sent at this tick; rad and m
-    authority: np.ndarray  # object [n], HOLD, POLICY, OPERATOR or ESTOP
+    authority: np.ndarray  # object [n], HOLD, POLICY, OPERATOR, ESTOP or BLENDED
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def read_source(path: Path) -> Source:
         reader=reader,
         facts=facts,
         columns=columns,
-        joints=_joints(reader, columns),
+        joints=_joints(reader, columns, facts),
         control=control,
         verdicts=_verdicts(reader),
         cameras={c: _header_stream(reader, topic, f"camera {c}") for c, topic in image_topics.items()},
@@ -156,48 +156,77 @@ def _control(reader: EpisodeReader) -> tuple[Control, tuple[str, ...]]:
     return Control(stream, rows["commanded"][stream.index], rows["authority_name"][stream.index]), columns
 
 
-def _joints(reader: EpisodeReader, columns: Sequence[str]) -> tuple[Joints, ...]:
-    """Of every topic of joint states the columns that it is to give.
+@dataclass(frozen=True)
+class _Column:
+    """Where a column of the arm is told: rad or m = factor * position + offset."""
 
-    A column that several topics have (two arms alike) is the one of the arm that its name begins with.
-    """
-    topics = [t for t, kind in reader.types.items() if kind == "sensor_msgs/msg/JointState" and reader.has(t)]
-    rows = {topic: reader.columns(topic, ("header.stamp", "name", "position")) for topic in topics}
-    wanted: dict[str, list[tuple[str, str]]] = {
-        topic: [] for topic in topics
-    }  # (column, name in the message)
-    for column in columns:
-        having = []
-        for topic in topics:
-            arm, names = topic.rsplit("/", 2)[-2], set(rows[topic]["name"][0])
-            own = [n for n in names if column in (f"{arm}/{n}", f"{arm}_{n}")]
-            having += [(topic, name) for name in own or ([column] if column in names else [])]
-        if len(having) != 1:
-            found = {topic: list(rows[topic]["name"][0]) for topic in topics}
-            what = "no joint state has" if not having else "several joint states have"
-            raise VigilError(f"{what} the column {column} of the arm; there are {found or 'none at all'}")
-        topic, name = having[0]
-        wanted[topic].append((column, name))
-    return tuple(_of_topic(topic, rows[topic], picked) for topic, picked in wanted.items() if picked)
+    column: str
+    joint: str
+    factor: float = 1.0
+    offset: float = 0.0
 
 
-def _of_topic(topic: str, rows: dict[str, np.ndarray], picked: list[tuple[str, str]]) -> Joints:
+def _joints(reader: EpisodeReader, columns: Sequence[str], facts: dict[str, Any]) -> tuple[Joints, ...]:
+    """Of every topic of joint states the columns that it tells."""
+    told = _as_recorded(reader, facts) if facts.get("joints") else _by_name(reader, columns)
+    if lacking := [name for name in columns if not any(c.column == name for t in told.values() for c in t)]:
+        found = {t: list(_first_names(reader, t)) for t in _joint_topics(reader)}
+        raise VigilError(
+            f"no joint state has the column {lacking[0]} of the arm; there are {found or 'none at all'}"
+        )
+    return tuple(_of_topic(reader, topic, picked) for topic, picked in told.items() if picked)
+
+
+def _joint_topics(reader: EpisodeReader) -> list[str]:
+    return [t for t, kind in reader.types.items() if kind == "sensor_msgs/msg/JointState" and reader.has(t)]
+
+
+def _first_names(reader: EpisodeReader, topic: str) -> Sequence[str]:
+    return next(message.name for _, message in reader.messages(topic))
+
+
+def _as_recorded(reader: EpisodeReader, facts: dict[str, Any]) -> dict[str, list[_Column]]:
+    """As the recorder has noted it: the rig's own names, and how a gripper's joint becomes a width."""
+    told: dict[str, list[_Column]] = {}
+    for given in facts["joints"]:
+        if reader.has(given["topic"]):
+            rows = zip(given["columns"], given["joints"], given["scale"], strict=True)
+            told[reader.topic(given["topic"])] = [
+                _Column(column, joint, *scale) for column, joint, scale in rows
+            ]
+    return told
+
+
+def _by_name(reader: EpisodeReader, columns: Sequence[str]) -> dict[str, list[_Column]]:
+    """Of a recording that does not tell: columns are the joints' names, each in one topic."""
+    told: dict[str, list[_Column]] = {}
+    for topic in _joint_topics(reader):
+        names = set(_first_names(reader, topic))
+        told[topic] = [_Column(name, name) for name in columns if name in names]
+    for name in columns:
+        having = [topic for topic, picked in told.items() if any(c.column == name for c in picked)]
+        if len(having) > 1:
+            raise VigilError(f"several joint states have the column {name} of the arm: {', '.join(having)}")
+    return told
+
+
+def _of_topic(reader: EpisodeReader, topic: str, picked: Sequence[_Column]) -> Joints:
+    rows = reader.columns(topic, ("header.stamp", "name", "position"))
     positions = np.full((len(rows["position"]), len(picked)), np.nan)
     orders: dict[tuple[str, ...], list[int]] = {}
     for i, names in enumerate(rows["name"]):
         order = tuple(names)
         if order not in orders:
-            if lacking := [name for _, name in picked if name not in order]:
-                raise VigilError(
-                    f"{topic} loses {', '.join(lacking)} in mid-recording: it then has {list(order)}"
-                )
-            orders[order] = [order.index(name) for _, name in picked]
+            if lacking := [c.joint for c in picked if c.joint not in order]:
+                raise VigilError(f"{topic} has no {', '.join(lacking)}; it has {', '.join(order)}")
+            orders[order] = [order.index(c.joint) for c in picked]
         positions[i] = rows["position"][i][orders[order]]
+    positions = positions * [c.factor for c in picked] + [c.offset for c in picked]
     # A sample with a hole in it is none: what is missing shows up as a gap.
     stream = make_stream(f"joint states {topic}", rows["header.stamp"], np.isfinite(positions).all(1))
     if not len(stream):
         raise VigilError(f"{topic} holds no finite joint state")
-    return Joints(stream, tuple(column for column, _ in picked), positions[stream.index])
+    return Joints(stream, tuple(c.column for c in picked), positions[stream.index])
 
 
 def _verdicts(reader: EpisodeReader) -> Verdicts:
