@@ -22,6 +22,7 @@ from support.recordings import HEIGHT, SECOND, START, WIDTH, Script, number_show
 from vigil.cli import build_app
 from vigil.errors import VigilError
 from vigil.monitor.scores import SCORES as ALL_SCORES
+from vigil.policy import observation
 from vigil.policy.observation import prepare_image
 from vigil.record.dataset import files, frames, video
 from vigil.record.dataset.export import Encoding, export
@@ -273,6 +274,15 @@ def test_small_pictures_are_the_policys_own_view(taken, tmp_path, monkeypatch):
         np.testing.assert_array_equal(rgb, recorded[first + i])
 
 
+def test_no_other_place_scales_or_decodes_pictures():
+    """What people look at (films of a report) may; nothing that is trained on or served."""
+    package = Path(observation.__file__).parents[1]
+    sources = {str(path.relative_to(package)): path.read_text() for path in package.rglob("*.py")}
+    scaling = {name for name, text in sources.items() if "resize(" in text}
+    assert scaling == {"policy/observation.py", "run/stories.py", "record/dataset/report.py"}
+    assert {name for name, text in sources.items() if "imdecode" in text} == {"record/pictures.py"}
+
+
 def test_pictures_as_the_camera_gave_them_by_default(taken):
     (episode,), _ = prepare(taken[1], WANTED, SCORES)
     rgb = next(Pictures(episode.source, None).frames("scene", episode.part))
@@ -319,6 +329,21 @@ def test_other_settings_and_other_folders_are_refused(taken, tmp_path):
         run(taken, root)
     with files.owned(root), pytest.raises(VigilError, match="another process"):
         run(taken, root)
+
+
+def test_a_full_disk_ends_the_export_with_a_whole_data_set(taken, tmp_path, monkeypatch):
+    root = tmp_path / "set"
+    run(taken[:1], root)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(files.os, "fsync", full)
+        with pytest.raises(VigilError, match="cannot write to .*No space left"):
+            run(taken, root)
+    assert check_whole(root) == 1
+    assert run(taken, root).episodes == 3
 
 
 class _Crash(BaseException):

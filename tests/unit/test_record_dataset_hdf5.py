@@ -141,6 +141,7 @@ def test_what_does_not_fit_is_refused(recordings, tmp_path):
     with pytest.raises(VigilError, match="is no HDF5 file"):
         run(recordings, out)
     assert out.read_text() == "not HDF5"
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_nothing_exported_leaves_no_file(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +68,15 @@ def test_divergence_is_where_actions_part_and_nought_where_they_agree():
     assert min(found.diversity for found in judge(parted, FPS)) > 0.1
     (alone,) = judge([episode(0, there)], FPS)
     assert (alone.divergence, alone.diversity) == (None, None)
+
+
+def test_states_and_actions_may_have_other_columns():
+    """As in data sets of others: a pose commanded, joints measured."""
+    path = line(4.0)
+    three = [replace(episode(i, path), state=np.repeat(path[:, :1], 3, 1)) for i in range(2)]
+    found = judge(three, FPS)
+    assert found[0].speed == pytest.approx(0.25, rel=0.1)
+    assert max(q.divergence for q in found) < 0.02
 
 
 def test_alarms_are_counted_where_they_begin():

@@ -20,6 +20,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,9 @@ def export_hdf5(
             shutil.rmtree(parts)
     except OSError as error:
         raise VigilError(f"cannot write {out}: {error.strerror or error}") from None
+    finally:
+        with suppress(OSError):  # not empty: what it holds is gone on with
+            parts.rmdir()
     return Outcome(added, present, skipped, count, frames)
 
 

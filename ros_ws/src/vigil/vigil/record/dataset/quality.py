@@ -1,7 +1,7 @@
 """How good a data set is to learn from, in figures, for any LeRobotDataset.
 
-Positions of all columns are taken in units of that column's range in the data set (1 % to 99 % quantile), so that
-radians and metres count alike.
+All columns are taken in units of their range in the data set (1 % to 99 % quantile), so that radians and metres count
+alike. States and actions need not have the same columns.
 
 Action divergence and transition diversity are after Belkhale, Cui and Sadigh, "Data Quality in Imitation Learning" (2023):
 where episodes pass the same state, how much their actions differ, and how much what comes next differs. States are
@@ -39,7 +39,7 @@ class EpisodeData:
 
     number: int
     state: np.ndarray  # [T, D] rad, m
-    action: np.ndarray  # [T, D]
+    action: np.ndarray  # [T, any]
     intervention: np.ndarray  # bool [T]
     alarm: np.ndarray  # bool [T]
     gap: np.ndarray  # bool [T]
@@ -103,15 +103,18 @@ def read_episodes(reader: DatasetReader) -> list[EpisodeData]:
 
 def ranges(episodes: Sequence[EpisodeData]) -> tuple[np.ndarray, np.ndarray]:
     """(low, width) of every column of the states; the width is never 0."""
-    states = np.concatenate([episode.state for episode in episodes])
-    low, high = np.quantile(states, [0.01, 0.99], axis=0)
+    return _ranges([episode.state for episode in episodes])
+
+
+def _ranges(paths: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    low, high = np.quantile(np.concatenate(paths), [0.01, 0.99], axis=0)
     return low, np.maximum(high - low, 1e-6)
 
 
 def judge(episodes: Sequence[EpisodeData], fps: float) -> list[EpisodeQuality]:
     """Figures of every episode, in the order given."""
-    low, width = ranges(episodes)
-    differing = _differing(episodes, low, width, fps)
+    _, width = _ranges([episode.action for episode in episodes])
+    differing = _differing(episodes, width, fps)
     return [_judge(episode, width, fps, *pair) for episode, pair in zip(episodes, differing, strict=True)]
 
 
@@ -156,9 +159,10 @@ def _median(values: np.ndarray) -> float | None:
 
 
 def _differing(
-    episodes: Sequence[EpisodeData], low: np.ndarray, width: np.ndarray, fps: float
+    episodes: Sequence[EpisodeData], action_width: np.ndarray, fps: float
 ) -> list[tuple[float | None, float | None]]:
     """(action divergence, transition diversity) of every episode; None without other episodes to compare with."""
+    low, width = ranges(episodes)
     ahead = max(1, round(AHEAD_S * fps))
     total = sum(max(len(e.state) - ahead, 0) for e in episodes)
     every = max(1, -(-total // SAMPLES))
@@ -166,7 +170,7 @@ def _differing(
     for place, episode in enumerate(episodes):
         rows = np.arange(0, max(len(episode.state) - ahead, 0), every)
         states.append((episode.state[rows] - low) / width)
-        actions.append((episode.action[rows + ahead] - episode.state[rows]) / width)
+        actions.append((episode.action[rows + ahead] - episode.action[rows]) / action_width)
         nexts.append((episode.state[rows + ahead] - episode.state[rows]) / width)
         owner.append(np.full(len(rows), place))
     points, action, following, owner = (np.concatenate(x) for x in (states, actions, nexts, owner))

@@ -238,7 +238,11 @@ def _charts(
                 axes.annotate(str(episode.number), (found.diversity, found.divergence), fontsize=7)
         axes.set(xlabel="transition diversity [ranges]", ylabel="action divergence [ranges]")
 
-    where = quality.coverage(episodes, reader.names("observation.state"))
+    width = episodes[0].state.shape[1]
+    named = reader.features["observation.state"].get("names")
+    where = quality.coverage(
+        episodes, reader.names("observation.state") if named else [*map(str, range(width))]
+    )
 
     def columns(axes: Any) -> None:
         axes.imshow(where.shares, aspect="auto", cmap="viridis", vmin=0)

@@ -35,7 +35,17 @@ def encode(path: Path, frames: Iterable[np.ndarray], fps: int, codec: str, crf: 
     Raises:
         VigilError: no frames, an odd width or height (colours are stored at half resolution), or a frame of another
             size.
+        OSError: the disk refuses.
     """
+    try:
+        return _encode(path, frames, fps, codec, crf)
+    except av.FFmpegError as error:
+        if isinstance(error, OSError):
+            raise  # a full disk
+        raise VigilError(f"{path.name} cannot be encoded: {error}") from None
+
+
+def _encode(path: Path, frames: Iterable[np.ndarray], fps: int, codec: str, crf: int | None) -> int:
     encoder, options, usual = CODECS[codec]
     count, shape = 0, (0, 0)
     with av.open(str(path), "w", format="mp4") as container:
