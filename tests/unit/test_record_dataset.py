@@ -340,7 +340,7 @@ def test_a_full_disk_ends_the_export_with_a_whole_data_set(taken, tmp_path, monk
 
     with monkeypatch.context() as patched:
         patched.setattr(files.os, "fsync", full)
-        with pytest.raises(VigilError, match="cannot write to .*No space left"):
+        with pytest.raises(VigilError, match=r"cannot write to .*No space left"):
             run(taken, root)
     assert check_whole(root) == 1
     assert run(taken, root).episodes == 3
