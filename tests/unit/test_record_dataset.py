@@ -419,6 +419,8 @@ def test_ctrl_c_ends_it_cleanly_and_it_goes_on(tmp_path):
     command = [
         sys.executable,
         "-c",
+        # A shell that starts the tests in the background has them ignore Ctrl-C.
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from vigil.cli import main; main()",
         "dataset",
         "export",
@@ -431,7 +433,7 @@ def test_ctrl_c_ends_it_cleanly_and_it_goes_on(tmp_path):
             assert time.monotonic() < until and process.poll() is None
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
-        _, error = process.communicate(timeout=20)
+        _, error = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "the same command goes on" in error
     assert sorted(p.name for p in root.iterdir()) == ["meta"]
