@@ -24,14 +24,17 @@ from rich.table import Table
 from vigil_msgs.msg import FailureStatus
 
 from vigil.bringup import Options
+from vigil.errors import VigilError
 from vigil.node import EVENTS, to_stamp
 from vigil.record.reader import EpisodeReader
 from vigil.rig import RigConfig, load_rig
+from vigil.run.client.node import RigClient
 from vigil.run.episodes import engage, new_scene
 from vigil.run.session import Session, derive_rig
 
-ANSWER = 5.0  # [s]
+ANSWER = 3.0  # [s]
 PER_SCENE = 4
+AWAY = 0.03  # rad
 MOVING = 0.05  # rad/s: a slower arm has nothing to brake
 
 
@@ -56,6 +59,22 @@ class Alarms:
         self._context.try_shutdown()
 
 
+def moved(client: RigClient, start: np.ndarray) -> bool:
+    """Whether a joint is away from ``start`` [N]."""
+    return bool(np.abs(np.array(client.arm.measured) - start)[:-1].max() > AWAY)
+
+
+def stop_amid_motion(client: RigClient, alarms: Alarms, rng: np.random.Generator) -> None:
+    """Engage, and send an alarm at a random moment after the arm began to move."""
+    start = np.array(client.arm.measured)
+    engage(client)
+    client.wait_until(lambda c: moved(c, start), ANSWER, "the arm moves")
+    time.sleep(rng.uniform(0.0, 0.5))
+    alarms.send()
+    client.wait_until(lambda c: c.arm.authority_name == "HOLD", ANSWER, "the arm holds")
+    time.sleep(0.3)  # so that the recording holds the end of the motion
+
+
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--alarms", type=int, default=200)
@@ -73,19 +92,19 @@ def main() -> None:
         ):
             alarms = Alarms(rig)
             shown = progress.add_task("alarms", total=arguments.alarms)
-            for number in range(arguments.alarms):
-                client = session.client
-                if number % PER_SCENE == 0:
-                    new_scene(client, 97_000 + arguments.seed + number)
-                    client.start_episode(f"alarms_{number}")
-                engage(client)
-                time.sleep(rng.uniform(0.4, 1.4))
-                alarms.send()
-                client.wait_until(lambda c: c.arm.authority_name == "HOLD", ANSWER, "the arm holds")
-                time.sleep(0.3)  # so that the recording holds the end of the motion
-                if number % PER_SCENE == PER_SCENE - 1 or number == arguments.alarms - 1:
-                    client.end_episode("success", "bench")
-                progress.advance(shown)
+            client, sent, scene = session.client, 0, 0
+            while sent < arguments.alarms:
+                scene += 1
+                new_scene(client, 97_000 + arguments.seed + scene)
+                client.start_episode(f"alarms_{scene}")
+                for _ in range(PER_SCENE):
+                    try:
+                        stop_amid_motion(client, alarms, rng)
+                    except VigilError:
+                        break  # the task is done, or the monitor held the arm by itself: a new scene
+                    sent += 1
+                    progress.advance(shown)
+                client.end_episode("success", "bench")
             alarms.close()
         report(console, rig, sorted((folder / "episodes").rglob("*.mcap")))
 

@@ -84,6 +84,11 @@ class Bench:
         assert self.state.ready, self.state.blocked_by
         answer = self.request("engage")
         assert answer.success, answer.message
+        wait_for(lambda: self.state.authority_name == "POLICY")
+
+    def moves(self) -> bool:
+        assert self.state.authority_name == "POLICY", self.state.reason
+        return abs(self.measured[0] - self.home[0]) > 0.05
 
     def _run(self) -> None:
         while not self._stop.wait(0.1):
@@ -188,7 +193,7 @@ def test_a_reflex_neither_kills_the_node_nor_hangs_the_recovery(tmp_path, vendor
         reflex = made.test.node.create_publisher(Bool, "reflex", LATCHED)
         made.goal[:7] += 0.4
         made.engage()
-        wait_for(lambda: abs(made.measured[0] - made.home[0]) > 0.05, what="it moves")
+        wait_for(made.moves)
         reflex.publish(Bool(data=True))
         wait_for(lambda: made.state.authority_name == "HOLD", what="held")
         assert made.state.event == "robot_fault"

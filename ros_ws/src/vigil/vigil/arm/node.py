@@ -134,6 +134,8 @@ class ArmNode(VigilNode):
         self._times.restart()
         settle_memory()
         if not self.lockstep:
+            ask_for_priority(all_threads=True)  # what is received late is answered late
+        if not self.lockstep:
             # A steady clock: a correction of the system time must not stretch or repeat a period.
             clock = Clock(clock_type=ClockType.STEADY_TIME)
             self._timer = self.create_timer(self._controller.period, self._on_timer, clock=clock)
