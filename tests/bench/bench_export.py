@@ -13,7 +13,7 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -23,7 +23,6 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from support import recordings
-from support.cdr import encode, header
 from vigil.record.dataset import frames
 from vigil.record.dataset.export import Encoding, export
 from vigil.record.dataset.prepare import Wanted, prepare
@@ -52,22 +51,17 @@ def make_recording(path: Path, minutes: float) -> Path:
     """A recording as the recorder writes it: 100 Hz joints and arm, 5 Hz verdicts, two cameras."""
     views = {camera: textured(i) for i, camera in enumerate(CAMERAS)}
 
-    def camera(script: recordings.Script, name: str) -> Iterator[tuple[int, str, bytes]]:
-        for at, stamp in recordings.sample_times(script, FPS, 0.0, name):
-            i = round(at / 1e9 * FPS) % (2 * VIEWS)
-            data = np.frombuffer(views[name][min(i, 2 * VIEWS - 1 - i)], np.uint8)
-            stamped = header(recordings.START + stamp)
-            kind = "sensor_msgs/msg/CompressedImage"
-            yield at, recordings.image_topic(name), encode(kind, header=stamped, format="jpeg", data=data)
+    def jpeg(camera: str, number: int) -> bytes:
+        place = number % (2 * VIEWS)
+        return views[camera][min(place, 2 * VIEWS - 1 - place)]
 
-    recordings._camera = camera
     script = recordings.Script(
         seconds=minutes * 60,
         cameras=dict.fromkeys(CAMERAS, float(FPS)),
         authority=((1e9, "POLICY"),),
         columns=COLUMNS,
     )
-    return recordings.record(path, script)
+    return recordings.record(path, script, jpeg)
 
 
 def measured(work: Callable[[], int], recorded_s: float) -> dict[str, float]:

@@ -86,15 +86,21 @@ def joint_values(seconds: np.ndarray | float, columns: int = len(COLUMNS)) -> np
     return np.stack([np.sin(np.asarray(seconds) * (i + 1)) for i in range(columns)], -1)
 
 
-def record(path: Path, script: Script | None = None, episode_id: str | None = None) -> Path:
-    """Write the recording that ``script`` describes to ``path``."""
+def record(
+    path: Path, script: Script | None = None, jpegs: Callable[[str, int], bytes] | None = None
+) -> Path:
+    """Write the recording that ``script`` describes to ``path``.
+
+    Args:
+        jpegs: the picture of a camera by its number; by default one that shows its number.
+    """
     script = script or Script()
     topics = [Topic(f"/rig/{name}", kind, full_definition(kind)) for name, kind in TYPES.items()]
     kind = "sensor_msgs/msg/CompressedImage"
     for camera in script.cameras:
-        topics.append(Topic(image_topic(camera), kind, full_definition(kind)))
+        topics.append(Topic(_image(camera), kind, full_definition(kind)))
     facts = EpisodeRecord(
-        episode_id=episode_id or path.stem,
+        episode_id=path.stem,
         rig="rig",
         task=script.task,
         operator_id=script.operator,
@@ -112,18 +118,18 @@ def record(path: Path, script: Script | None = None, episode_id: str | None = No
     )
     writer = EpisodeWriter(path, topics, header=facts.metadata(), flush_period=60.0)
     sources = [_joints(script), _arm(script), _monitor(script), _task(script)]
-    sources += [_camera(script, camera) for camera in script.cameras]
+    sources += [_camera(script, camera, jpegs) for camera in script.cameras]
     for at, topic, data in heapq.merge(*sources, key=lambda m: m[0]):
         while not writer.put(topic, data, START + at, START + at):
             sleep(0.02)  # its queue is full
     return writer.finish(lambda counts: facts.metadata())
 
 
-def image_topic(camera: str) -> str:
+def _image(camera: str) -> str:
     return f"/rig/{camera}/color/image_raw/compressed"
 
 
-def sample_times(script: Script, rate: float, phase: float, name: str) -> list[tuple[int, int]]:
+def _times(script: Script, rate: float, phase: float, name: str) -> list[tuple[int, int]]:
     """(true time, stamp) of every sample that is not lost; ns since START."""
     count = int((script.seconds - phase) * rate + 1e-9) + 1
     true = np.round((phase + np.arange(count) / rate) * SECOND).astype(np.int64)
@@ -135,7 +141,7 @@ def _joints(script: Script) -> Iterator[tuple[int, str, bytes]]:
     kind = TYPES["franka/joint_states"]
     # Not in the order of the arm's columns, and one joint more: columns go by name.
     names = ["extra", *reversed(script.joint_names or script.columns)]
-    for at, stamp in sample_times(script, 100.0, 0.0, "joints"):
+    for at, stamp in _times(script, 100.0, 0.0, "joints"):
         position = np.array([9.0, *joint_values(at / SECOND, len(script.columns))[::-1]])
         data = encode(
             kind,
@@ -156,7 +162,7 @@ def authority_at(script: Script, seconds: float) -> str:
 def _arm(script: Script) -> Iterator[tuple[int, str, bytes]]:
     kind = TYPES["arm/state"]
     zero = np.zeros(len(script.columns))
-    for at, stamp in sample_times(script, 100.0, 0.0, "arm"):
+    for at, stamp in _times(script, 100.0, 0.0, "arm"):
         data = encode(
             kind,
             header=header(START + stamp),
@@ -188,7 +194,7 @@ def _arm(script: Script) -> Iterator[tuple[int, str, bytes]]:
 
 def _monitor(script: Script) -> Iterator[tuple[int, str, bytes]]:
     kind = TYPES["monitor/status"]
-    for tick, (at, stamp) in enumerate(sample_times(script, 5.0, 0.4, "monitor")):
+    for tick, (at, stamp) in enumerate(_times(script, 5.0, 0.4, "monitor")):
         alarm = script.alarm_at is not None and at >= script.alarm_at * SECOND
         data = encode(
             kind,
@@ -218,18 +224,25 @@ def _task(script: Script) -> Iterator[tuple[int, str, bytes]]:
     yield 0, "/rig/sim/task", data
 
 
-def _camera(script: Script, camera: str) -> Iterator[tuple[int, str, bytes]]:
-    """Pictures that show their number; a lost one is counted."""
+def _camera(
+    script: Script, camera: str, jpegs: Callable[[str, int], bytes] | None
+) -> Iterator[tuple[int, str, bytes]]:
+    """Pictures by their number, in which lost ones count."""
     rate = script.cameras[camera]
     phase = script.phase.get(camera, 0.0)
-    for at, stamp in sample_times(script, rate, phase, camera):
+    for at, stamp in _times(script, rate, phase, camera):
         number = round((at / SECOND - phase) * rate)
-        rgb = number_picture(number, script.shape)
-        _, jpeg = cv2.imencode(".jpg", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 95])
+        jpeg = jpegs(camera, number) if jpegs else _numbered(number, script.shape)
         data = encode(
             "sensor_msgs/msg/CompressedImage",
             header=header(START + stamp),
             format="rgb8; jpeg compressed bgr8",
-            data=jpeg.ravel(),
+            data=np.frombuffer(jpeg, np.uint8),
         )
-        yield at, image_topic(camera), data
+        yield at, _image(camera), data
+
+
+def _numbered(number: int, shape: tuple[int, int]) -> bytes:
+    rgb = number_picture(number, shape)
+    options = [cv2.IMWRITE_JPEG_QUALITY, 95]
+    return cv2.imencode(".jpg", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), options)[1].tobytes()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -11,6 +12,9 @@ import av
 import numpy as np
 
 from vigil.errors import VigilError
+
+# The AV1 encoder tells thirty lines about itself for every video; errors are still said.
+os.environ.setdefault("SVT_LOG", "1")
 
 GOP = 2  # a reader that wants one frame decodes at most two
 # Name for people: encoder, its options, quality by default (constant rate factor).
