@@ -84,6 +84,17 @@ def fill(recording: RecordingSession) -> None:
         recording.put(ARM, state(stamp, authority, transition), stamp, stamp)
 
 
+def test_a_recording_says_which_joint_is_which_column(rig):
+    recording = session(rig)
+    told = recording.record.joints
+    assert tuple(column for facts in told for column in facts.columns) == rig.columns
+    assert [facts.topic for facts in told] == ["franka/joint_states"]
+    path = recording.interrupt(101 * SECOND, {})
+    read = EpisodeReader(path).episode["joints"]
+    assert read[0]["joints"][-1] == "gripper"
+    assert read[0]["scale"] == [[1.0, 0.0]] * len(rig.columns)
+
+
 def test_an_episode_tells_who_was_in_control_and_what_got_lost(rig, tmp_path):
     recording = session(rig)
     fill(recording)

@@ -44,7 +44,7 @@ def small_set(episodes: int = 3, steps: int = 12) -> DemonstrationSet:
     return DemonstrationSet(
         cameras=("wrist", "scene"),
         columns=RIG.arm.columns,
-        gripper="gripper",
+        grippers=("gripper",),
         task=RIG.task,
         images={"wrist": picture, "scene": picture.copy()},
         states=rng.uniform(-1, 1, (rows, columns)).astype(np.float32),

@@ -44,10 +44,18 @@ COMMANDS = {
     "calibrate": Command(
         "vigil.monitor.calibrate_command:calibrate", "Calibrate the failure monitor of a bundle."
     ),
+    "dataset": Command("vigil.record.dataset.commands:app", "Data sets for training, made of recordings."),
     "monitor": Command("vigil.monitor.evaluate_command:app", "Measure failure detection on roll-outs."),
 }
 # Modules that plain set-up leaves out, and the extra of pyproject.toml that brings each.
-OPTIONAL = {"torch": "train", "onnxscript": "train", "pyrealsense2": "realsense"}
+OPTIONAL = {
+    "torch": "train",
+    "onnxscript": "train",
+    "pyrealsense2": "realsense",
+    "av": "dataset",
+    "h5py": "dataset",
+    "pyarrow": "dataset",
+}
 
 
 def build_app(asked: str | None) -> typer.Typer:

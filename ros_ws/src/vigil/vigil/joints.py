@@ -73,6 +73,11 @@ class JointSource:
         self._factor = self._offset = np.zeros(0)
         self._by_name = ByName(())
 
+    @property
+    def scale(self) -> tuple[tuple[float, float], ...]:
+        """(factor, offset) of each column: rad or m = factor * what its joint says + offset."""
+        return tuple(zip(self._factor.tolist(), self._offset.tolist(), strict=True))
+
     def add(
         self, columns: Sequence[str], joints: Sequence[str], factor: float = 1.0, offset: float = 0.0
     ) -> None:

@@ -8,12 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
 from vigil.camera.driver import CameraDriver, Frame
 from vigil.errors import VigilError
-from vigil.policy.observation import frame_view
+from vigil.record.pictures import picture_of
 from vigil.record.reader import EpisodeReader, stamp_ns
 
 MAX_FRAMES_BYTES = 512 * 1024 * 1024  # of one camera's images held in memory
@@ -96,13 +95,10 @@ class ReplayDriver(CameraDriver):
         return round_ * len(self._offsets) + bisect_right(self._offsets, place) - 1
 
     def _decode(self, message: Any) -> np.ndarray:
-        if hasattr(message, "format"):
-            bgr = cv2.imdecode(np.asarray(message.data, np.uint8), cv2.IMREAD_COLOR)
-            if bgr is None:
-                raise VigilError(f"{self._path}: an image of camera {self._camera} is no JPEG")
-            rgb = cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
-        else:
-            rgb = frame_view(message.encoding, message.height, message.width, message.step, message.data)
+        try:
+            rgb = picture_of(message, self._camera)
+        except VigilError as error:
+            raise VigilError(f"{self._path}: {error}") from None
         if rgb.shape != self._shape:
             raise VigilError(
                 f"{self._path}: camera {self._camera} was recorded at {rgb.shape[1]}x{rgb.shape[0]}, the rig says "

@@ -47,6 +47,17 @@ class TopicFacts(Strict):
     dropped: int = 0
 
 
+class JointFacts(Strict):
+    """What one topic of joint states tells of the rig's columns, so that a recording can be read without the rig file."""
+
+    topic: str = Field(description="relative to the rig")
+    columns: tuple[str, ...]
+    joints: tuple[str, ...] = Field(description="their names in the messages")
+    scale: tuple[tuple[float, float], ...] = Field(
+        description="factor and offset of each: rad or m = factor * position + offset"
+    )
+
+
 class EpisodeRecord(Strict):
     """One recorded episode. ``outcome`` is empty while it is open, and stays so if its recorder was killed."""
 
@@ -64,6 +75,9 @@ class EpisodeRecord(Strict):
     written: int = 0
     dropped: int = 0
     topics: dict[str, TopicFacts] = Field(default_factory=dict)
+    joints: tuple[JointFacts, ...] = Field(
+        (), description="empty in older recordings: columns are the joints' names"
+    )
     control: list[ControlSpan] = Field(default_factory=list)
 
     def count(self, counts: Counts, lost: Mapping[str, int]) -> None:
@@ -76,7 +90,7 @@ class EpisodeRecord(Strict):
 
     def metadata(self) -> dict[str, dict[str, str]]:
         """As an MCAP metadata record: the plain facts as text, and all of it as JSON."""
-        plain = self.model_dump(exclude={"topics", "control"})
+        plain = self.model_dump(exclude={"topics", "joints", "control"})
         return {METADATA: {**{k: str(v) for k, v in plain.items()}, "json": self.model_dump_json()}}
 
 

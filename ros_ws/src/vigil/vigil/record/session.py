@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from vigil.joints import joint_sources
 from vigil.record.cdr import MessageType
 from vigil.record.episode import (
     DISCARDED,
@@ -16,6 +17,7 @@ from vigil.record.episode import (
     SUFFIX,
     ControlLog,
     EpisodeRecord,
+    JointFacts,
     TopicFacts,
     choose_id,
     free_name,
@@ -68,6 +70,10 @@ class RecordingSession:
             started=time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(wall)),
             start_ns=now,
             topics={topic.name: TopicFacts(type=topic.type_name) for topic in topics},
+            joints=tuple(
+                JointFacts(topic=s.topic, columns=s.columns, joints=s.joints, scale=s.scale)
+                for s in joint_sources(rig)
+            ),
         )
         self._writer = EpisodeWriter(
             resolve(rig.record.directory) / f"{self.record.episode_id}{SUFFIX}",

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import cv2
 import numpy as np
 
 from vigil.errors import VigilError
 from vigil.policy.observation import prepare_image
+from vigil.record.pictures import decode_picture
 from vigil.record.rollout import AUTHORITIES, VERDICTS, Episode, Rollout
 from vigil.run.timeline import Recorded, Timeline, nanoseconds
 
@@ -85,18 +85,6 @@ def make_rollout(
     )
 
 
-def decode_jpeg(data: Any, camera: str) -> np.ndarray:
-    """A compressed image's bytes as uint8 [height, width, 3], red first.
-
-    Raises:
-        VigilError: they are no picture.
-    """
-    picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-    if picture is None:
-        raise VigilError(f"a recorded picture of camera {camera} cannot be decoded: the recording is damaged")
-    return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
-
-
 def nearest(stamps: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     """Index of the nearest of ``stamps`` (sorted) to each of ``wanted``."""
     right = (
@@ -117,7 +105,7 @@ def _pictures(seen: Sequence[Recorded], wanted: np.ndarray, size: int, camera: s
     if not seen:
         raise VigilError(f"the recording has no pictures of camera {camera}: record with record.images: jpeg")
     picked = nearest(stamps_of(seen), wanted)
-    return np.stack([prepare_image(decode_jpeg(seen[i].message.data, camera), size) for i in picked])
+    return np.stack([prepare_image(decode_picture(seen[i].message.data, camera), size) for i in picked])
 
 
 def _positions(joints: Sequence[Recorded], wanted: np.ndarray, columns: Sequence[str]) -> np.ndarray:

@@ -10,9 +10,10 @@ from typing import Any
 import cv2
 import numpy as np
 
+from vigil.record.pictures import decode_picture
 from vigil.rig import RigConfig
 from vigil.run.recording import Recording
-from vigil.run.rollouts import decode_jpeg, nearest, stamps_of
+from vigil.run.rollouts import nearest, stamps_of
 from vigil.run.story import Frame, Story
 from vigil.run.timeline import Timeline
 
@@ -193,7 +194,7 @@ def _film(source: Recording, timeline: Timeline, camera: str) -> tuple[Frame, ..
     frames = []
     for i in nearest(stamps, timeline.start + (middles * 1e9).astype(np.int64)):
         picture = cv2.resize(
-            decode_jpeg(seen[i].message.data, camera), FRAME_SIZE, interpolation=cv2.INTER_AREA
+            decode_picture(seen[i].message.data, camera), FRAME_SIZE, interpolation=cv2.INTER_AREA
         )
         _, jpeg = cv2.imencode(
             ".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, FRAME_QUALITY]

@@ -10,7 +10,9 @@ from rich.console import Console
 
 
 def train(
-    demonstrations: Annotated[Path, typer.Argument(help="folder of recorded demonstrations (vigil collect)")],
+    demonstrations: Annotated[
+        Path, typer.Argument(help="folder of recordings (vigil collect), or a LeRobotDataset v3.0")
+    ],
     out: Annotated[Path, typer.Option(help="the run's folder; a run found there is resumed")] = Path(
         "out/train"
     ),

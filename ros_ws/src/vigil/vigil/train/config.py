@@ -49,6 +49,13 @@ class TrainConfig(Strict):
     randomised_fraction: Annotated[float, Field(ge=0, le=1)] = Field(
         0.5, description="share of the demonstrations rendered with a changed appearance"
     )
+    intervention_weight: Annotated[float, Field(ge=0)] = Field(
+        1.0,
+        description="of data sets: how often a row of an operator's correction is drawn, against 1 for others",
+    )
+    pre_intervention: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="of data sets: what the policy did so long before a correction is not drawn [s]"
+    )
     validation_episodes: Count = 10
     checkpoint_every: Count = 1_000
     threads: Count = 1

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,13 +45,14 @@ class DemonstrationSet:
 
     cameras: tuple[str, ...]
     columns: tuple[str, ...]
-    gripper: str
+    grippers: tuple[str, ...]  # those of the columns that are in m
     task: str
     images: dict[str, np.ndarray]  # camera -> uint8 [N, S, S, 3]
     states: np.ndarray  # float32 [N, D]
     chunks: np.ndarray  # float32 [N, H, D], commands due at this step and the following ones
     labels: np.ndarray  # float32 [N, L]
     episode: np.ndarray  # int [N]
+    weights: np.ndarray | None = None  # float64 [N], how often a row is drawn; None: all alike
 
     def split(self, validation_episodes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """Rows for training and for validation, split by episode."""
@@ -79,11 +80,12 @@ class DemonstrationSet:
 
     def facts(self) -> dict:
         """What a bundle says about its data."""
-        digest = hashlib.sha256(self.states.tobytes() + self.chunks.tobytes()).hexdigest()[:16]
+        weights = b"" if self.weights is None else self.weights.tobytes()
+        digest = hashlib.sha256(self.states.tobytes() + self.chunks.tobytes() + weights).hexdigest()[:16]
         return {
             "cameras": list(self.cameras),
             "columns": list(self.columns),
-            "gripper": self.gripper,
+            "grippers": list(self.grippers),
             "task": self.task,
             "action_std": [float(v) for v in self.chunks.reshape(-1, len(self.columns)).std(0) + 1e-4],
             "demonstrations": len(np.unique(self.episode)),
@@ -101,39 +103,80 @@ def chunks_of(commands: np.ndarray, horizon: int) -> np.ndarray:
 def load_demonstrations(
     folder: Path, rig: RigConfig, config: TrainConfig, cache: Path | None = None
 ) -> DemonstrationSet:
-    """Read every recording below ``folder`` and render its pictures; ``cache`` keeps the result for a resumed run.
+    """Everything there is to learn from in ``folder``; ``cache`` keeps the result for a resumed run.
+
+    ``folder`` holds recordings, whose pictures are rendered, or is a LeRobotDataset v3.0.
 
     Raises:
-        VigilError: no recordings, or one without the topics that training needs.
+        VigilError: neither, or something lacks what training needs.
     """
+    if (folder / "meta" / "info.json").is_file():
+        from vigil.train import dataset  # needs the extra `dataset`
+
+        key = dataset.cache_key(folder, config)
+        return _cached(cache, key, rig, lambda: _of_dataset(folder, rig, config))
     paths = sorted(p for p in folder.rglob("*.mcap") if not p.name.endswith(".interrupted.mcap"))
     if not paths:
-        raise VigilError(f"{folder} holds no recordings (.mcap): record some with `vigil collect {rig.name}`")
+        raise VigilError(
+            f"{folder} holds no recordings (.mcap) and is no LeRobotDataset: record some with `vigil collect {rig.name}`"
+        )
     if rig.sim is None:
         raise VigilError(
-            f"rig {rig.name} has no simulation: pictures are rendered from recorded simulator states"
+            f"rig {rig.name} has no simulation to render pictures of recordings: make a data set of them first "
+            "(`vigil dataset export`), and train on that"
         )
     key = json.dumps([config.model_dump(), [(p.name, p.stat().st_size) for p in paths]], sort_keys=True)
+
+    def rendered() -> DemonstrationSet:
+        demonstrations = [
+            read_demonstration(path, rig, config.step_dt)
+            for path in track(paths, "reading", transient=True, disable=not sys.stderr.isatty())
+        ]
+        return assemble([d for d in demonstrations if len(d.states) > 1], rig, config)
+
+    return _cached(cache, key, rig, rendered)
+
+
+def _of_dataset(folder: Path, rig: RigConfig, config: TrainConfig) -> DemonstrationSet:
+    from vigil.train.dataset import read_dataset
+
+    cameras = tuple(camera.name for camera in rig.cameras)
+    rows = read_dataset(folder, rig.columns, cameras, rig.task, config)
+    return DemonstrationSet(
+        cameras,
+        rig.columns,
+        rig.gripper_columns,
+        rows.task,
+        rows.images,
+        rows.states,
+        rows.chunks,
+        labels=np.empty((len(rows.states), 0), np.float32),  # only a simulator knows where the object is
+        episode=rows.episode,
+        weights=rows.weights,
+    )
+
+
+def _cached(
+    cache: Path | None, key: str, rig: RigConfig, make: Callable[[], DemonstrationSet]
+) -> DemonstrationSet:
     key = hashlib.sha256(key.encode()).hexdigest()
     if cache and cache.exists():
         with np.load(cache) as stored:
             if str(stored["key"]) == key:
                 return _unpack(stored, rig)
-    demonstrations = [
-        read_demonstration(path, rig, config.step_dt)
-        for path in track(paths, "reading", transient=True, disable=not sys.stderr.isatty())
-    ]
-    data = assemble([d for d in demonstrations if len(d.states) > 1], rig, config)
+    data = make()
     if cache:
         cache.parent.mkdir(parents=True, exist_ok=True)
         temporary = cache.with_suffix(".tmp.npz")
         np.savez(
             temporary,
             key=key,
+            task=data.task,
             states=data.states,
             chunks=data.chunks,
             labels=data.labels,
             episode=data.episode,
+            **({} if data.weights is None else {"weights": data.weights}),
             **{f"images_{name}": images for name, images in data.images.items()},
         )
         temporary.replace(cache)
@@ -144,7 +187,11 @@ def _unpack(stored: np.lib.npyio.NpzFile, rig: RigConfig) -> DemonstrationSet:
     cameras = tuple(camera.name for camera in rig.cameras)
     images = {name: stored[f"images_{name}"] for name in cameras}
     arrays = {name: stored[name] for name in ("states", "chunks", "labels", "episode")}
-    return DemonstrationSet(cameras, rig.arm.columns, rig.arm.gripper.name, rig.task, images, **arrays)
+    weights = stored.get("weights")
+    task = str(stored.get("task", rig.task))
+    return DemonstrationSet(
+        cameras, rig.columns, rig.gripper_columns, task, images, **arrays, weights=weights
+    )
 
 
 def read_demonstration(path: Path, rig: RigConfig, step_dt: float) -> Demonstration:
@@ -254,8 +301,8 @@ def assemble(
         camera.close()
     return DemonstrationSet(
         cameras,
-        rig.arm.columns,
-        rig.arm.gripper.name,
+        rig.columns,
+        rig.gripper_columns,
         rig.task,
         images,
         states=np.concatenate([d.states for d in demonstrations]),

@@ -106,7 +106,8 @@ def export_bundle(checkpoint: Path, folder: Path, sampler_steps: int | None = No
         folder.mkdir(parents=True, exist_ok=True)
         for name in (ENCODER_FILE, LOOP_FILE):
             shutil.move(work / name, folder / name)
-    units = [Column(name=c, unit="m" if c == facts["gripper"] else "rad") for c in columns]
+    grippers = facts.get("grippers") or [facts["gripper"]]  # older checkpoints are of rigs with one
+    units = [Column(name=c, unit="m" if c in grippers else "rad") for c in columns]
     spec = BundleSpec(
         name=config.name,
         task=facts["task"],
@@ -124,7 +125,9 @@ def export_bundle(checkpoint: Path, folder: Path, sampler_steps: int | None = No
         hashes={name: file_hash(folder / name) for name in (ENCODER_FILE, LOOP_FILE)},
         parity=parity,
         training={
-            k: v for k, v in facts.items() if k not in ("columns", "action_std", "cameras", "task", "gripper")
+            k: v
+            for k, v in facts.items()
+            if k not in ("columns", "action_std", "cameras", "task", "gripper", "grippers")
         },
     )
     write_bundle_yaml(spec, folder)

@@ -38,6 +38,10 @@ class Trainer:
         statistics = {
             name: torch.from_numpy(value) for name, value in data.statistics(self.train_rows).items()
         }
+        weights = None if data.weights is None else data.weights[self.train_rows]
+        if weights is not None and not weights.any():
+            raise VigilError("every training row has the weight 0: raise intervention_weight, or record more")
+        self.shares = None if weights is None else weights / weights.sum()
         labels = data.labels[self.train_rows]
         self.label_mean = torch.from_numpy(labels.mean(0)).to(self.device)
         self.label_std = torch.from_numpy(labels.std(0) + 1e-6).to(self.device)
@@ -92,14 +96,16 @@ class Trainer:
 
     def _update(self) -> tuple[float, float]:
         config, net = self.config, self.net
-        rows = self.rng.choice(self.train_rows, config.batch)
+        rows = self.rng.choice(self.train_rows, config.batch, p=self.shares)
         pictures = [self._augment(self.data.images[name][rows]) for name in self.data.cameras]
         state, chunk, label = self._tensors(rows)
         state = state + config.state_noise * torch.randn_like(state)
         with torch.autocast(self.device.type, torch.bfloat16):
             embedding = net.encoder.embed(pictures, state)
             noise_loss = self._noise_loss(net, embedding, chunk, config.noise_samples)
-            auxiliary_loss = F.mse_loss(net.auxiliary(embedding).float(), label)
+            # Recordings of a real robot have no labels, and the mean over nothing is no number.
+            known = label.shape[1] > 0
+            auxiliary_loss = F.mse_loss(net.auxiliary(embedding).float(), label) if known else torch.zeros(())
         loss = noise_loss + config.auxiliary_weight * auxiliary_loss
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
