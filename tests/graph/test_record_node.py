@@ -19,7 +19,7 @@ from mcap.reader import make_reader
 from rclpy.serialization import deserialize_message
 from sensor_msgs.msg import CompressedImage, JointState
 from vigil_msgs.msg import ControlState, EpisodeState
-from vigil_msgs.srv import EndEpisode, StartEpisode
+from vigil_msgs.srv import EndEpisode, MarkEpisode, StartEpisode
 
 from support.live_node import graph, process, wait_for
 from vigil.node import LATCHED, SENSOR, to_stamp
@@ -125,6 +125,9 @@ def test_an_episode_holds_what_was_published(recorder, rig):
         start(client)
         first = len(world.sent)
         wait_for(lambda: len(world.sent) > first + 100)
+        answer = client.call(MarkEpisode, "record/mark", MarkEpisode.Request())
+        assert answer.success, answer.message
+        wait_for(lambda: states and any("perturbation at" in mark for mark in states[-1].marks))
         world.authority = ("POLICY", 2)
         wait_for(lambda: len(world.sent) > first + 200)
         last = len(world.sent)
@@ -154,6 +157,8 @@ def test_an_episode_holds_what_was_published(recorder, rig):
     facts = reader.episode
     assert facts["outcome"] == "success"
     assert (facts["task"], facts["operator_id"], facts["dropped"]) == (rig.task, "me", 0)
+    (mark,) = facts["marks"]
+    assert mark["label"] == "perturbation" and 0.0 < mark["at_s"] < facts["duration_s"]
     assert [span["authority"] for span in facts["control"]] == ["HOLD", "POLICY"]
     assert facts == json.loads(path.with_name("one.json").read_text())
 
@@ -180,6 +185,8 @@ def test_a_common_reader_reads_it(recorder):
 def test_refusals_are_told(recorder):
     client, _ = recorder
     assert "no episode is open" in end(client).message
+    answer = client.call(MarkEpisode, "record/mark", MarkEpisode.Request())
+    assert not answer.success and "nothing to mark" in answer.message
     start(client)
     answer = client.call(StartEpisode, "record/start", StartEpisode.Request(episode_id="two"))
     assert not answer.success

@@ -13,7 +13,7 @@ import numpy as np
 
 from support.cdr import encode, header, time
 from vigil.record.definitions import full_definition
-from vigil.record.episode import ControlSpan, EpisodeRecord, JointFacts, TopicFacts
+from vigil.record.episode import ControlSpan, EpisodeRecord, JointFacts, Mark, TopicFacts
 from vigil.record.writer import EpisodeWriter, Topic
 
 COLUMNS = ("fr3_joint1", "fr3_joint2", "gripper")
@@ -46,6 +46,7 @@ class Script:
     reason: str = "task_success"
     operator: str = "anna"
     perturbation: str = "none"
+    marks: tuple[tuple[float, str], ...] = ()
     task: str = "put the cube on the tray"
     scores: tuple[str, ...] = ("rnd", "ace")
     shape: tuple[int, int] = (HEIGHT, WIDTH)
@@ -112,6 +113,7 @@ def record(
         duration_s=script.seconds,
         topics={topic.name: TopicFacts(type=topic.type_name) for topic in topics},
         joints=script.joints,
+        marks=[Mark(label=label, at_s=at) for at, label in script.marks],
         control=[
             ControlSpan(authority="POLICY", event="engage", reason="", start_s=0.2, end_s=script.seconds)
         ],

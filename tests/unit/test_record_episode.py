@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import fcntl
 import json
+import shutil
+from time import monotonic as time_now
 
 import numpy as np
 import pytest
@@ -23,6 +25,7 @@ from vigil.run.session import derive_rig
 
 STATE = "vigil_msgs/msg/ControlState"
 ARM = "/rig/arm/state"
+MARK, MARKS = "vigil_msgs/msg/EpisodeMark", "/rig/record/marks"
 SECOND = 1_000_000_000
 
 
@@ -68,11 +71,12 @@ def rig(tmp_path):
 def session(rig, name: str = "one", **options) -> RecordingSession:
     return RecordingSession(
         rig,
-        [Topic(ARM, STATE, full_definition(STATE))],
+        [Topic(ARM, STATE, full_definition(STATE)), Topic(MARKS, MARK, full_definition(MARK))],
         Asked(name, "", "somebody"),
         clock="system",
         now=100 * SECOND,
         control_topic=ARM,
+        mark_topic=MARKS,
         **options,
     )
 
@@ -93,6 +97,34 @@ def test_a_recording_says_which_joint_is_which_column(rig):
     read = EpisodeReader(path).episode["joints"]
     assert read[0]["joints"][-1] == "gripper"
     assert read[0]["scale"] == [[1.0, 0.0]] * len(rig.columns)
+
+
+def mark(recording: RecordingSession, stamp: int, label: str) -> None:
+    recording.put(MARKS, encode(MARK, header=header(stamp), label=label), stamp, stamp)
+
+
+def test_marked_moments_are_kept_with_the_episode_even_if_its_recorder_is_killed(rig, tmp_path):
+    recording = session(rig)
+    mark(recording, 100 * SECOND + SECOND // 2, "")
+    mark(recording, 102 * SECOND, "second cube added")
+    expected = [
+        {"label": "perturbation", "at_s": 0.5},
+        {"label": "second cube added", "at_s": 2.0},
+    ]
+    path = recording.end("success", "", 103 * SECOND, {})
+    assert EpisodeReader(path).episode["marks"] == expected
+
+    killed = session(rig, "two")
+    mark(killed, 101 * SECOND, "perturbation")
+    left, until = tmp_path / "out" / "three.mcap.part", time_now() + 10.0
+    while True:  # what a killed recorder leaves is what has reached the disk
+        shutil.copy(killed.path, left)
+        if EpisodeReader(left).has("record/marks"):
+            break
+        assert time_now() < until, "flushed at least once a second"
+    killed.interrupt(101 * SECOND, {})
+    (recovered,) = recover_folder(tmp_path / "out", lambda text: None)
+    assert EpisodeReader(recovered).episode["marks"] == [{"label": "perturbation", "at_s": 1.0}]
 
 
 def test_an_episode_tells_who_was_in_control_and_what_got_lost(rig, tmp_path):
@@ -137,7 +169,7 @@ def killed(rig, tmp_path):
     for file in (tmp_path / "out").iterdir():
         file.unlink()
     part = tmp_path / "out" / "one.mcap.part"
-    part.write_bytes(whole[: len(whole) * 3 // 4])
+    part.write_bytes(whole[: len(whole) // 2])
     return part
 
 

@@ -302,6 +302,13 @@ def test_a_recording_that_makes_no_episode_says_why(tmp_path, script, said):
         prepare(record(tmp_path / "e.mcap", script), Wanted(Grid(30)), SCORES)
 
 
+def test_marked_moments_are_kept_in_the_time_of_the_episode(tmp_path):
+    marks = ((0.1, "before control was given"), (1.5, "perturbation"))
+    path = record(tmp_path / "e.mcap", Script(authority=((0.5, "HOLD"), (1e9, "POLICY")), marks=marks))
+    (mark,) = json.loads(one(path, Wanted(Grid(30))).facts["x_marks"])
+    assert mark["label"] == "perturbation" and mark["s"] == pytest.approx(1.0, abs=0.05)
+
+
 def test_other_outcomes_are_left_out(tmp_path):
     path = record(tmp_path / "e.mcap", Script(outcome="failure"))
     with pytest.raises(VigilError, match="ended with outcome failure: only success"):

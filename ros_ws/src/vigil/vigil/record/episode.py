@@ -21,6 +21,7 @@ METADATA = "vigil_episode"
 OUTCOMES = ("success", "failure", "intervened_success", "discarded")
 DISCARDED = "discarded"
 INTERRUPTED = "interrupted"  # termination reason of an episode whose recorder ended first
+PERTURBATION = "perturbation"  # what a mark without a label means
 SUFFIX = ".mcap"
 _ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_-]{0,99}$")
 
@@ -37,6 +38,13 @@ class ControlSpan(Strict):
     reason: str
     start_s: float
     end_s: float
+
+
+class Mark(Strict):
+    """A moment that somebody marked; ``at_s`` since the episode's start."""
+
+    label: str
+    at_s: float
 
 
 class TopicFacts(Strict):
@@ -79,6 +87,7 @@ class EpisodeRecord(Strict):
         (), description="empty in older recordings: columns are the joints' names"
     )
     control: list[ControlSpan] = Field(default_factory=list)
+    marks: list[Mark] = Field(default_factory=list)
 
     def count(self, counts: Counts, lost: Mapping[str, int]) -> None:
         """Take over the final counts; ``lost`` are messages, by topic, that never arrived."""
@@ -90,7 +99,7 @@ class EpisodeRecord(Strict):
 
     def metadata(self) -> dict[str, dict[str, str]]:
         """As an MCAP metadata record: the plain facts as text, and all of it as JSON."""
-        plain = self.model_dump(exclude={"topics", "joints", "control"})
+        plain = self.model_dump(exclude={"topics", "joints", "control", "marks"})
         return {METADATA: {**{k: str(v) for k, v in plain.items()}, "json": self.model_dump_json()}}
 
 

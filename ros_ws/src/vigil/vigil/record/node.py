@@ -18,13 +18,13 @@ from typing import Any, NamedTuple
 from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
-from vigil_msgs.msg import EpisodeState
-from vigil_msgs.srv import EndEpisode, StartEpisode
+from vigil_msgs.msg import EpisodeMark, EpisodeState
+from vigil_msgs.srv import EndEpisode, MarkEpisode, StartEpisode
 
 from vigil.errors import VigilError
-from vigil.node import ERROR, LATCHED, OK, WARN, Health, VigilNode, interfaces, spin_node, to_stamp
+from vigil.node import ERROR, EVENTS, LATCHED, OK, WARN, Health, VigilNode, interfaces, spin_node, to_stamp
 from vigil.record.definitions import full_definition
-from vigil.record.episode import INTERRUPTED, check_outcome
+from vigil.record.episode import INTERRUPTED, PERTURBATION, check_outcome
 from vigil.record.gaps import GapCounter
 from vigil.record.recovery import recover_folder
 from vigil.record.session import Asked, RecordingSession
@@ -84,6 +84,9 @@ class RecordNode(VigilNode):
         self._state_publisher = self.advertise(EpisodeState, "record/episode", LATCHED)
         self.serve(StartEpisode, "record/start", self._on_start)
         self.serve(EndEpisode, "record/end", self._on_end)
+        # Whoever stands beside the robot may also publish marks; all come in by the topic.
+        self._marks = self.advertise(EpisodeMark, "record/marks", EVENTS)
+        self.serve(MarkEpisode, "record/mark", self._on_mark)
         folder = resolve(self.rig.record.directory)
         threading.Thread(
             target=recover_folder, args=(folder, self.get_logger().warning), name="recover", daemon=True
@@ -153,6 +156,7 @@ class RecordNode(VigilNode):
                 clock="simulated" if self.lockstep else "system",
                 now=self._instant(),
                 control_topic=self._control_topic,
+                mark_topic=self._absolute("record/marks"),
             )
         except VigilError as error:
             response.message = str(error)
@@ -203,6 +207,20 @@ class RecordNode(VigilNode):
         self.get_logger().info(f"episode {session.record.episode_id} ends: {request.outcome}")
         return response
 
+    def _on_mark(self, request: MarkEpisode.Request, response: MarkEpisode.Response) -> Any:
+        try:
+            self._require_active()
+            if self._session is None:
+                raise VigilError("no episode is open: there is nothing to mark")
+        except VigilError as error:
+            response.message = str(error)
+            return response
+        mark = EpisodeMark(label=request.label or PERTURBATION)
+        mark.header.stamp = to_stamp(self._instant())
+        self._marks.publish(mark)
+        response.success, response.message = True, f"marked: {mark.label}"
+        return response
+
     def _require_active(self) -> None:
         if not self.active:
             raise VigilError("the recorder is not active")
@@ -222,6 +240,7 @@ class RecordNode(VigilNode):
         self._state.messages = session.counts.written.total()
         self._state.dropped = session.counts.dropped.total() + self._gaps.lost.total()
         self._state.duration = max(self._instant() - session.record.start_ns, 0) / 1e9
+        self._state.marks = [f"{mark.label} at {mark.at_s:.1f} s" for mark in session.record.marks]
 
     def _publish(self) -> None:
         if self._session is not None:

@@ -10,8 +10,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from vigil.errors import VigilError
-from vigil.record.episode import INTERRUPTED, SUFFIX, EpisodeRecord, free_name, write_sidecar
-from vigil.record.reader import EpisodeReader
+from vigil.record.episode import INTERRUPTED, SUFFIX, EpisodeRecord, Mark, free_name, write_sidecar
+from vigil.record.reader import EpisodeReader, stamp_ns
 from vigil.record.writer import PART, Counts, begin_mcap, register, sync_folder
 
 
@@ -82,6 +82,11 @@ def _record(reader: EpisodeReader, counts: Counts) -> EpisodeRecord | None:
     record.duration_s = max(reader.end - record.start_ns, 0) / 1e9
     record.recording_stopped = f"the recorder ended: {reader.damage}"
     record.count(counts, Counter())
+    if reader.has("record/marks"):
+        record.marks = [
+            Mark(label=mark.label, at_s=(stamp_ns(mark.header.stamp) - record.start_ns) / 1e9)
+            for _, mark in reader.messages("record/marks")
+        ]
     return record
 
 

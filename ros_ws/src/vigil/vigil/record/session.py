@@ -14,10 +14,12 @@ from vigil.record.cdr import MessageType
 from vigil.record.episode import (
     DISCARDED,
     INTERRUPTED,
+    PERTURBATION,
     SUFFIX,
     ControlLog,
     EpisodeRecord,
     JointFacts,
+    Mark,
     TopicFacts,
     choose_id,
     free_name,
@@ -41,6 +43,7 @@ class RecordingSession:
 
     Args:
         control_topic: absolute name of the arm's state, from which the source of control is noted.
+        mark_topic: absolute name of the topic of moments that somebody marks.
 
     Raises:
         VigilError: the id makes no file name or is taken, or the disk is too full.
@@ -58,6 +61,7 @@ class RecordingSession:
         clock: Literal["system", "simulated"],
         now: int,
         control_topic: str,
+        mark_topic: str,
         free: Callable[[Path], int] = free_bytes,
     ) -> None:
         wall = time.time()
@@ -83,10 +87,12 @@ class RecordingSession:
             free=free,
         )
         self._control = ControlLog(now)
-        self._control_topic = control_topic
-        self._control_type = next(
-            (MessageType(t.type_name, t.definition) for t in topics if t.name == control_topic), None
-        )
+        self._control_topic, self._mark_topic = control_topic, mark_topic
+        self._types = {
+            topic.name: MessageType(topic.type_name, topic.definition)
+            for topic in topics
+            if topic.name in (control_topic, mark_topic)
+        }
 
     @property
     def path(self) -> Path:
@@ -106,10 +112,17 @@ class RecordingSession:
     def put(self, topic: str, data: bytes, log_time: int, publish_time: int) -> None:
         """Record one message; times in ns."""
         self._writer.put(topic, data, log_time, publish_time)
-        if topic == self._control_topic and self._control_type is not None:
-            state = self._control_type.decode(data)
-            stamp = state.header.stamp.sec * 1_000_000_000 + state.header.stamp.nanosec
-            self._control.note(stamp, state.authority_name, state.event, state.reason, state.transition)
+        if topic not in self._types:
+            return
+        message = self._types[topic].decode(data)
+        stamp = message.header.stamp.sec * 1_000_000_000 + message.header.stamp.nanosec
+        if topic == self._mark_topic:
+            at = (stamp - self.record.start_ns) / 1e9
+            self.record.marks.append(Mark(label=message.label or PERTURBATION, at_s=at))
+        else:
+            self._control.note(
+                stamp, message.authority_name, message.event, message.reason, message.transition
+            )
 
     def end(self, outcome: str, reason: str, now: int, lost: Mapping[str, int]) -> Path:
         """Complete the episode; gives the finished file.

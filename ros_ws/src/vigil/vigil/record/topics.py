@@ -44,6 +44,7 @@ def sources(rig: RigConfig) -> list[Source]:
         Source("policy/chunk", "vigil_msgs/msg/ActionChunk", "reliable"),
         Source("policy/evidence", "vigil_msgs/msg/PolicyEvidence", "reliable"),
         Source("monitor/status", "vigil_msgs/msg/FailureStatus", "reliable"),
+        Source("record/marks", "vigil_msgs/msg/EpisodeMark", "reliable", shared=True),
         Source("/diagnostics", "diagnostic_msgs/msg/DiagnosticArray", "reliable", shared=True),
     ]
     if rig.sim is not None:

@@ -60,6 +60,7 @@ EPISODE_FACTS: dict[str, pa.DataType] = {
     "x_interventions": pa.int64(),
     "x_alarms": pa.int64(),
     "x_messages_dropped": pa.int64(),
+    "x_marks": pa.string(),
     "x_labels": pa.list_(pa.string()),
     "x_gaps": pa.string(),  # JSON
     "x_cameras": pa.string(),  # JSON

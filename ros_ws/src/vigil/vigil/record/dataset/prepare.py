@@ -141,6 +141,7 @@ def _facts(source: Source, part: Part, parts: int, table: Table, wanted: Wanted)
         "x_interventions": _rises(table.intervention),
         "x_alarms": _rises(table.alarm),
         "x_messages_dropped": int(facts["dropped"]),
+        "x_marks": json.dumps(_marks(facts, part)),
         "x_labels": labels(source, part, parts, wanted.grid),
         "x_gaps": json.dumps([_gap_row(gap, part) for gap in part.gaps]),
         "x_cameras": json.dumps(
@@ -197,6 +198,17 @@ def _gap_row(gap: Gap, part: Part) -> dict[str, Any]:
         "discarded": gap.discarded,
         "back_s": round(gap.back_s, 6),
     }
+
+
+def _marks(facts: Mapping[str, Any], part: Part) -> list[dict[str, Any]]:
+    """Moments that somebody marked in this part: label, and time since the part's first frame [s]."""
+    begin, end = int(part.times[0]), int(part.times[-1])
+    found = []
+    for mark in facts.get("marks", ()):  # older recordings have none
+        at = facts["start_ns"] + round(mark["at_s"] * 1e9)
+        if begin <= at <= end:
+            found.append({"label": mark["label"], "s": round((at - begin) / 1e9, 3)})
+    return found
 
 
 def _rises(flags: np.ndarray) -> int:
