@@ -8,14 +8,17 @@ import time
 
 import numpy as np
 import pytest
+from diagnostic_msgs.msg import DiagnosticArray
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import JointState
+from std_msgs.msg import Bool
 from std_srvs.srv import SetBool
-from vigil_msgs.msg import ControlState, SimState, TaskState, TeleopCommand
+from vigil_msgs.msg import ControlState, EpisodeState, SimState, TaskState, TeleopCommand
 from vigil_msgs.srv import ResetSim
 
 from support.live_node import graph, process, wait_for
-from vigil.node import EVENTS, LATCHED, SENSOR, nanoseconds, to_stamp
+from support.rigs import real_rig
+from vigil.node import EVENTS, LATCHED, OK, SENSOR, WARN, nanoseconds, to_stamp
 from vigil.rig import load_rig
 from vigil.run.session import derive_rig
 
@@ -248,3 +251,128 @@ def test_the_scripted_operator_does_the_task_with_the_real_arm_and_simulation(tm
         if state.authority_name == "OPERATOR" and nanoseconds(state.first_command_stamp)
     )
     assert np.abs(np.array(taken.first_step)[:7]).max() <= 0.01
+
+
+LEADER = {
+    "device": "leader",
+    "rate": 50,
+    "leaders": [
+        {"topic": "leader/joint_states", "gripper": {"name": "trigger", "closed": 1.0, "open": 0.0}},
+    ],
+    "buttons": {name: {"topic": f"pedal/{name}"} for name in ("deadman", "start", "success", "discard")},
+}
+
+
+class Cell:
+    """A real rig's topics: the arm's and its leader's joint states at 100 Hz, and pedals that say all the time how they are."""
+
+    def __init__(self, node, rig) -> None:
+        self.leader_names = [*rig.arm.joints, "trigger"]
+        self.pose = np.array([rig.arm.home[name] for name in rig.arm.columns])
+        self.pedals = dict.fromkeys(LEADER["buttons"], False)
+        self.leader_period = 1
+        self._columns = list(rig.arm.columns)
+        self._arm = node.create_publisher(JointState, "franka/joint_states", SENSOR)
+        self._leader = node.create_publisher(JointState, "leader/joint_states", SENSOR)
+        self._pedals = {name: node.create_publisher(Bool, f"pedal/{name}", SENSOR) for name in self.pedals}
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def _run(self) -> None:
+        count = 0
+        while not self._stop.wait(0.01):
+            count += 1
+            arm = JointState(name=self._columns, position=self.pose)
+            leader = JointState(name=self.leader_names, position=[*self.pose[:7], 0.5])
+            arm.header.stamp = leader.header.stamp = to_stamp(time.time_ns())
+            self._arm.publish(arm)
+            if count % self.leader_period == 0:
+                self._leader.publish(leader)
+            for name, publisher in self._pedals.items():
+                publisher.publish(Bool(data=self.pedals[name]))
+
+    def __enter__(self) -> Cell:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def press(self, name: str) -> None:
+        """Long enough to be noticed."""
+        self.pedals[name] = True
+        time.sleep(0.15)
+        self.pedals[name] = False
+        time.sleep(0.15)
+
+
+def health(diagnostics: list, component: str):
+    """The newest line of the teleop node's diagnostics about ``component``."""
+    found = [
+        status for array in diagnostics for status in array.status if status.name == f"teleop: {component}"
+    ]
+    return found[-1] if found else None
+
+
+def test_a_leader_drives_and_tells_how_fast_it_is(tmp_path):
+    rig = real_rig(tmp_path, LEADER)
+    log = tmp_path / "log"
+    with graph(NAMESPACE) as client, process(MODULE, "teleop", NAMESPACE, log, rig=rig.path):
+        commands = client.collect(TeleopCommand, "teleop/command", SENSOR)
+        diagnostics = client.collect(DiagnosticArray, "/diagnostics", EVENTS)
+        assert client.configure("teleop")
+        assert client.activate("teleop")
+        with Cell(client.node, rig) as cell:
+            wait_for(lambda: len(commands) > 20)
+            assert not any(command.deadman for command in commands)
+            cell.pedals["deadman"] = True
+            command = wait_for(lambda: commands[-1].deadman and commands[-1])
+            np.testing.assert_allclose(command.positions, [*cell.pose[:7], 0.04])
+            assert (command.mode, command.device) == (TeleopCommand.ABSOLUTE, "leader")
+            wait_for(lambda: health(diagnostics, "input leader/joint_states"))
+            time.sleep(2.5)
+            told = health(diagnostics, "input leader/joint_states")
+            values = {item.key: float(item.value) for item in told.values}
+            assert 60 < values["rate_hz"] <= 105
+            assert 0 < values["jitter_ms"] < 20
+            assert told.level == OK
+            # A leader that is slower than the rate that the commands claim is told of.
+            cell.leader_period = 5
+            wait_for(lambda: health(diagnostics, "input leader/joint_states").level == WARN)
+            assert "teleop.rate is 50" in health(diagnostics, "input leader/joint_states").message
+            # Wrong names: refused by name, and whoever held the arm has let go.
+            cell.leader_period, cell.leader_names = 1, ["waist", *cell.leader_names[1:]]
+            wait_for(lambda: not commands[-1].deadman)
+            wait_for(lambda: "fr3_joint1" in str(health(diagnostics, "device leader").values))
+    assert "['fr3_joint1'] are missing" in log.read_text()
+    assert "Traceback" not in log.read_text()
+
+
+def test_episode_buttons_reach_the_real_recorder(tmp_path):
+    rig = real_rig(tmp_path, LEADER)
+    rig = derive_rig(rig, tmp_path / "rig", record={"directory": str(tmp_path / "recordings")})
+    log = tmp_path / "log"
+    with graph(NAMESPACE) as client, process(MODULE, "teleop", NAMESPACE, log, rig=rig.path):
+        assert client.configure("teleop")
+        assert client.activate("teleop")
+        with Cell(client.node, rig) as cell:
+            time.sleep(0.5)
+            cell.press("start")
+            wait_for(lambda: "no recorder answers" in log.read_text())
+            with process("vigil.record.node", "record", NAMESPACE, tmp_path / "record", rig=rig.path):
+                episodes = client.collect(EpisodeState, "record/episode", LATCHED)
+                assert client.configure("record")
+                assert client.activate("record")
+                wait_for(lambda: cell.press("start") or (episodes and episodes[-1].recording))
+                cell.press("success")
+                wait_for(lambda: episodes[-1].outcome == "success")
+                assert episodes[-1].termination_reason == "operator_stop"
+                assert not episodes[-1].recording
+                cell.press("success")  # nothing is open: refused, in the recorder's words
+                wait_for(lambda: "no episode is open" in log.read_text())
+                cell.press("start")
+                wait_for(lambda: episodes[-1].recording)
+                cell.press("discard")
+                wait_for(lambda: episodes[-1].outcome == "discarded")
+    assert "Traceback" not in log.read_text()
