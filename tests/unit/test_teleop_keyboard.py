@@ -158,7 +158,7 @@ def test_steps_end_at_limits_and_where_the_arm_cannot_reach():
     target.restart(HOME)
     for _ in range(1000):
         before = target.positions
-        if not target.step_tool(np.array([0.01, 0.0, 0.0]), np.zeros(3)):
+        if not target.step_tool(np.array([0.01, 0.0, 0.0]), np.zeros(3), 0.05):
             break
     else:
         raise AssertionError("walked out of reach")

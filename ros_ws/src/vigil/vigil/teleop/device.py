@@ -32,7 +32,7 @@ class Reading:
     positions: np.ndarray | None = None
     mode: Mode = Mode.RELATIVE
     hand_back: bool = False
-    pressed: Collection[str] = ()
+    pressed: Collection[str] = frozenset()
 
 
 @dataclass(frozen=True)
