@@ -172,3 +172,16 @@ def test_keypoints_that_are_no_arm_are_refused(change, told):
         retarget(*change(keypoints(HOME)), np.eye(3), HOME, LOWER, UPPER)
     with pytest.raises(VigilError, match="orientation is not finite"):
         retarget(*keypoints(HOME), np.eye(3) * np.nan, HOME, LOWER, UPPER)
+
+
+def test_a_smooth_path_is_followed_without_leaving_its_solution():
+    """A minute of motion at 50 Hz all around home: every solution is the pose that the keypoints were taken from."""
+    t = np.arange(0.0, 60.0, 0.02)[:, None]
+    frequencies, phases = np.array([0.11, 0.07, 0.13, 0.17, 0.19, 0.23, 0.29]), np.arange(7.0)
+    path = HOME + 0.5 * (np.sin(2 * np.pi * frequencies * t + phases) - np.sin(phases))
+    path = np.clip(path, LOWER + 0.01, UPPER - 0.01)
+    near, worst = HOME, 0.0
+    for q in path:
+        near = retarget(*keypoints(q), FRANKA.forward(q)[1], near, LOWER, UPPER, stay=True).q
+        worst = max(worst, np.abs(near - q).max())
+    assert worst < 1e-6

@@ -30,14 +30,14 @@ def open_mouse(model: str) -> Any:
             f"device spacemouse needs pyspacemouse ({error}): install it by `.venv/bin/pip install -e '.[spacemouse]'`"
         ) from None
     except (OSError, AttributeError, TypeError) as error:
-        raise VigilError(f"pyspacemouse cannot be loaded ({error}): {_LIBRARY}") from None
+        raise VigilError(f"device spacemouse: pyspacemouse cannot be loaded ({error}): {_LIBRARY}") from None
     try:
         found = pyspacemouse.get_connected_devices()
     except (RuntimeError, NameError) as error:
-        raise VigilError(f"pyspacemouse finds no hidapi ({error}): {_LIBRARY}") from None
+        raise VigilError(f"device spacemouse: pyspacemouse finds no hidapi ({error}): {_LIBRARY}") from None
     if not found:
         raise VigilError(
-            "no SpaceMouse is plugged in: plug one in (`lsusb` shows it as 3Dconnexion or Logitech)"
+            "device spacemouse: none is plugged in: plug one in (`lsusb` shows it as 3Dconnexion or Logitech)"
         )
     if model and model not in found:
         raise VigilError(f"no SpaceMouse {model} is plugged in, but {found}: set teleop.model to one of them")
