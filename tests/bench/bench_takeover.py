@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from recorded_commands import Commands, transitions
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -23,15 +24,13 @@ from vigil.arm.columns import Columns
 from vigil.bringup import Options
 from vigil.errors import VigilError
 from vigil.kinematics import FRANKA
-from vigil.record.reader import EpisodeReader, stamp_ns
+from vigil.record.reader import EpisodeReader
 from vigil.rig import RigConfig, load_rig
 from vigil.run.client.node import RigClient
 from vigil.run.episodes import engage, new_scene
 from vigil.run.session import Session, derive_rig
 
 ANSWER = 5.0  # [s]
-OPERATOR = 2
-GAP = 1.5  # periods after which commands do not belong to one motion
 
 
 def provoke(client: RigClient, rng: np.random.Generator) -> None:
@@ -53,33 +52,28 @@ def provoke(client: RigClient, rng: np.random.Generator) -> None:
     client.set_operator(False)
 
 
-class Commands:
-    """What was sent to the arm's controller in one recording, once per control period."""
+def takeovers(path: Path, commands: Commands) -> list[tuple[float, float]]:
+    """(largest joint step at the switch [rad], deadman to first command [ms]) of each takeover of a recording.
 
-    def __init__(self, path: Path, rig: RigConfig) -> None:
-        self.period = 1.0 / rig.control_rate
-        topic = f"{rig.arm.name}/{rig.arm.controller}/joint_trajectory"
-        by_tick = {
-            stamp_ns(m.header.stamp): m.points[0].positions for _, m in EpisodeReader(path).messages(topic)
-        }
-        self.stamps = np.array(sorted(by_tick))
-        self.positions = np.array([by_tick[stamp] for stamp in self.stamps])
-
-    def motions(self) -> list[np.ndarray]:
-        """[T, N] each: commands that follow each other without a pause."""
-        breaks = np.flatnonzero(np.diff(self.stamps) > GAP * self.period * 1e9) + 1
-        return [motion for motion in np.split(self.positions, breaks) if len(motion) > 3]
-
-
-def takeovers(path: Path, joints: int) -> list[tuple[float, float]]:
-    """(largest first step [rad], deadman to first command [ms]) of each takeover of a recording."""
-    fields = ("authority", "transition", "event_stamp", "first_command_stamp", "first_step")
-    columns = EpisodeReader(path).columns("arm/state", fields)
-    found = {}
-    for authority, number, raised, first, step in zip(*(columns[name] for name in fields), strict=True):
-        if authority == OPERATOR and first:
-            found[int(number)] = (float(np.abs(step[:joints]).max()), (first - raised) / 1e6)
-    return list(found.values())
+    Timed from the operator's message with the deadman to the first command that the arm sent afterwards as the operator's,
+    both as they were published.
+    """
+    reader = EpisodeReader(path)
+    pressed = sorted(
+        published
+        for (_, _, published, _), (_, command) in zip(
+            reader.raw(["teleop/command"]), reader.messages("teleop/command"), strict=True
+        )
+        if command.deadman
+    )
+    found = []
+    for authority, event, _, made in transitions(path):
+        before = [at for at in pressed if at <= made]
+        if authority != "OPERATOR" or event != "take_over" or not before:
+            continue
+        # The message that was answered; earlier ones may have been refused (a deadman held through a fault).
+        found.append((commands.step_at(made) or 0.0, (commands.first_after(made) - before[-1]) / 1e6))
+    return found
 
 
 def main() -> None:
@@ -109,9 +103,10 @@ def main() -> None:
 def report(console: Console, rig: RigConfig, paths: list[Path]) -> None:
     joints = len(rig.arm.joints)
     limits, period = Columns.of(rig), 1.0 / rig.control_rate
-    motions = [motion for path in paths for motion in Commands(path, rig).motions()]
-    steps, delays = np.array([found for path in paths for found in takeovers(path, joints)]).T
-    ordinary = np.percentile(np.concatenate([np.abs(np.diff(m, axis=0)).max(axis=1) for m in motions]), 99)
+    recorded = {path: Commands(path, rig) for path in paths}
+    motions = [motion for commands in recorded.values() for motion in commands.motions()]
+    found = [each for path, commands in recorded.items() for each in takeovers(path, commands)]
+    steps, delays = np.array(found).T
     table = Table(title=f"{len(steps)} takeovers, {sum(map(len, motions)) * period:.0f} s of motion")
     for column in ("figure", "median", "p99", "most", "limit"):
         table.add_column(column, justify="left" if column == "figure" else "right")
@@ -120,7 +115,13 @@ def report(console: Console, rig: RigConfig, paths: list[Path]) -> None:
         figures = (np.median(values), np.percentile(values, 99), values.max())
         table.add_row(name, *(f"{figure:.{digits}f}" for figure in figures), limit)
 
-    add("step at a takeover (rad)", steps, f"{ordinary:.4f} (ordinary steps' p99)", 4)
+    add(
+        "step from one command to the next (rad)",
+        np.concatenate([np.abs(np.diff(m, axis=0)).max(axis=1) for m in motions]),
+        "",
+        4,
+    )
+    add("the same at takeovers", steps, "p99 of the above", 4)
     add("deadman to first command (ms)", delays, f"p99 {period * 1e3:g}", 1)
     for order, name in ((1, "velocity"), (2, "acceleration"), (3, "jerk")):
         share = [

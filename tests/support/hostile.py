@@ -8,13 +8,13 @@ PERIOD = 0.01
 EPS = 1e-9
 
 
-def assert_inside(columns, positions):
+def assert_inside(columns, positions, period=PERIOD):
     """All limits, from the given-out positions [T, N] alone, as a bag would be checked."""
     positions = np.asarray(positions)
     assert np.isfinite(positions).all()
     assert (positions >= columns.lower).all() and (positions <= columns.upper).all()
     for order, limit in ((1, columns.velocity), (2, columns.acceleration), (3, columns.jerk)):
-        rate = np.abs(np.diff(positions, order, axis=0)) / PERIOD**order
+        rate = np.abs(np.diff(positions, order, axis=0)) / period**order
         assert (rate <= limit * (1 + EPS)).all(), f"derivative {order}: {(rate / limit).max()} of its limit"
 
 

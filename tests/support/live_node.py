@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -132,9 +132,17 @@ def graph(namespace: str) -> Iterator[Graph]:
 
 @contextmanager
 def process(
-    module: str, name: str, namespace: str, log: Path, **parameters: Any
+    module: str,
+    name: str,
+    namespace: str,
+    log: Path,
+    surroundings: Mapping[str, str] | None = None,
+    **parameters: Any,
 ) -> Iterator[subprocess.Popen]:
-    """``python -m module`` as node ``name``; ended with SIGINT, and the test fails if it does not end by itself."""
+    """``python -m module`` as node ``name``; ended with SIGINT, and the test fails if it does not end by itself.
+
+    ``surroundings``: environment variables that it has beside the test's own.
+    """
     arguments = ["--ros-args", "-r", f"__ns:=/{namespace}", "-r", f"__node:={name}"]
     for key, value in parameters.items():
         text = str(value).lower() if isinstance(value, bool) else str(value)
@@ -148,6 +156,7 @@ def process(
                 **os.environ,
                 **dds_environment({}, local=True, room=module.split(".")[1]),
                 "PYTHONUNBUFFERED": "1",
+                **(surroundings or {}),
             },
         )
     try:

@@ -5,127 +5,13 @@ import re
 import numpy as np
 import pytest
 
+from support.arm_world import BEGIN, BROKEN, HORIZON, TICK, Lagging, Slow, World
 from vigil.arm.authority import Authority
-from vigil.arm.clutch import Mode, OperatorCommand
+from vigil.arm.clutch import Mode
 from vigil.arm.columns import Refused
-from vigil.arm.controller import ArmController
 from vigil.arm.curves import SECOND
-from vigil.arm.tracking import Chunk
 from vigil.kinematics import FRANKA
 from vigil.rig import RigConfig, load_rig
-from vigil.sim.controllers import JointTrajectoryController, Point
-
-TICK = SECOND // 100
-BEGIN = 1_000 * SECOND
-HORIZON, STEP_DT = 16, 0.05
-
-
-class World:
-    """Healthy inputs at their usual rates, and hardware that goes where its controller says."""
-
-    def __init__(self, rig, lockstep=False):
-        self.arm = ArmController(rig, lockstep=lockstep)
-        self.names = self.arm.columns.names
-        self.home = np.array([rig.arm.home[name] for name in self.names])
-        self.hardware = JointTrajectoryController(self.names, self.home)
-        self.now = BEGIN
-        self.silent: set[str] = set()
-        self.offset = np.zeros(8)  # measured minus desired, as by gravity or a hand
-        self.chunks_go_to = self.home + 0.3 * (np.arange(8) < 7)
-        self.device, self.mode = self.home, Mode.ABSOLUTE
-        self.deadman = self.hand_back = False
-        self.verdict, self.alarm = "NOMINAL", False
-        self.commands = []
-        self.plans = []
-
-    @property
-    def measured(self):
-        return self.hardware.sample(self.now)[0] + self.offset
-
-    def chunk(self, **changes):
-        """From where the arm is towards the goal at constant speed, seen 100 ms ago."""
-        start = self.arm.commanded
-        way = np.clip(self.chunks_go_to - start, -0.4, 0.4)
-        positions = start + way * np.linspace(0, 1, HORIZON)[:, None]
-        values = {
-            "stamp": self.now - SECOND // 10,
-            "names": self.names,
-            "step_dt": STEP_DT,
-            "horizon": HORIZON,
-            "positions": positions.ravel(),
-        }
-        return Chunk(**{**values, **changes})
-
-    def operator(self, **changes):
-        values = {
-            "stamp": self.now,
-            "deadman": self.deadman,
-            "mode": self.mode,
-            "names": self.names,
-            "positions": self.device,
-            "request_hand_back": self.hand_back,
-        }
-        return OperatorCommand(**{**values, **changes})
-
-    def feed(self):
-        count = (self.now - BEGIN) // TICK
-        arm, silent = self.arm, self.silent
-        if "joint_states" not in silent:
-            arm.on_joint_states(self.now, self.names, self.measured, self.now)
-        if count % 3 == 0:
-            for camera in ("wrist", "scene"):
-                if camera not in silent:
-                    arm.on_camera(camera, self.now)
-        if count % 20 == 0 and "chunk" not in silent:
-            arm.on_chunk(self.chunk(), self.now)
-        if count % 20 == 0 and "monitor" not in silent:
-            arm.on_monitor(self.now - SECOND // 10, self.verdict, self.alarm, "", self.now)
-        if count % 5 == 0 and "operator" not in silent:
-            arm.on_operator(self.operator(), self.now)
-
-    def step(self, ticks=1):
-        for _ in range(ticks):
-            self.feed()
-            plan = self.arm.tick(self.now)
-            self.plans.append(plan)
-            if plan is not None:
-                self.send(plan)
-            self.commands.append(self.hardware.sample(self.now + TICK)[0])
-            self.now += TICK
-        return self
-
-    def send(self, plan):
-        points = [
-            Point(round(ahead * 1e9), position, velocity)
-            for ahead, position, velocity in zip(plan.times, plan.positions, plan.velocities, strict=True)
-        ]
-        self.hardware.accept(self.names, points, plan.stamp, self.now)
-
-    def engage(self):
-        answer = self.arm.engage(self.now)
-        assert answer.granted, answer.message
-        return self
-
-    def take_over(self):
-        self.deadman = True
-        if self.arm.on_operator(self.operator(), self.now):
-            self.respond()
-        return self
-
-    def respond(self):
-        """As the node does when the authority changed between two ticks."""
-        plan = self.arm.respond(self.now)
-        if plan is not None:
-            self.send(plan)
-
-    def assert_inside(self):
-        columns, sent = self.arm.columns, np.array(self.commands)
-        assert (sent >= columns.lower - 1e-12).all() and (sent <= columns.upper + 1e-12).all()
-        for order, limit in ((1, columns.velocity), (2, columns.acceleration), (3, columns.jerk)):
-            rate = np.abs(np.diff(sent, order, axis=0)) / 0.01**order
-            assert (rate <= limit * (1 + 1e-6)).all(), (
-                f"derivative {order}: {(rate / limit).max()} of its limit"
-            )
 
 
 @pytest.fixture(scope="module")
@@ -217,6 +103,59 @@ def test_a_silent_input_holds_the_arm_within_its_limit_and_is_named(moving, name
     assert moving.arm.authority is Authority.POLICY, "resumes on request"
 
 
+def test_verdicts_of_nothing_are_no_verdicts(moving):
+    """A monitor that lives but is given nothing to judge says STALE; the arm holds, and names the evidence."""
+    moving.step(120)
+    moving.verdict = "STALE"
+    heard_until = moving.now
+    while moving.arm.authority is Authority.POLICY:
+        moving.step()
+        assert moving.now < heard_until + SECOND
+    assert_held(moving, "missing_input", "evidence: nothing for")
+    assert "monitor: nothing" not in moving.arm.machine.last.reason
+
+
+def test_a_latched_estop_outlives_every_other_node(moving):
+    moving.arm.estop(moving.now)
+    for name in ("policy", "monitor", "teleop", "record", "camera_wrist"):
+        moving.arm.on_node(name, alive=True, left=False, now=moving.now)
+        moving.arm.on_node(name, alive=False, left=False, now=moving.now)
+        moving.step(3)
+        moving.arm.on_node(name, alive=True, left=False, now=moving.now)
+        moving.deadman = not moving.deadman
+        moving.step(20)
+        assert not moving.arm.engage(moving.now).granted
+        assert moving.arm.authority is Authority.ESTOP
+    assert np.ptp(moving.commands[-20:], axis=0).max() == 0.0
+
+
+@pytest.mark.parametrize(("lead", "late"), [(0.0, True), ("measured", False)])
+def test_a_robot_that_is_late_is_sent_ahead_if_so_set(rig, lead, late):
+    """Chunks of poses to be reached: the measured pose is where they say when they say it, once the latency is known."""
+    policy = rig.policy.model_copy(update={"command_lead": lead})
+    world = Slow(rig.model_copy(update={"policy": policy})).step(30)
+
+    def due(instant):
+        return world.home + 0.3 * np.sin(2.0 * (instant - BEGIN) / SECOND)[:, None] * (np.arange(8) == 0)
+
+    usual = world.chunk
+
+    def chunk():
+        stamp = world.now - SECOND // 50
+        return usual(positions=due(stamp + np.arange(HORIZON) * SECOND // 20).ravel(), stamp=stamp)
+
+    world.chunk = chunk
+    world.engage().step(400)
+    gaps = []
+    for _ in range(300):
+        world.step()
+        gaps.append(abs(world.measured[0] - due(np.array([world.now]))[0, 0]))
+    assert world.arm.authority is Authority.POLICY, world.arm.machine.last.reason
+    assert world.arm.latency.seconds == pytest.approx(0.08, abs=0.02)
+    assert max(gaps) > 0.035 if late else max(gaps) < 0.01
+    world.assert_inside()
+
+
 def test_a_node_that_dies_holds_the_arm_at_once(moving):
     for name in ("record", "teleop"):
         moving.arm.on_node(name, alive=True, left=False, now=moving.now)
@@ -225,18 +164,6 @@ def test_a_node_that_dies_holds_the_arm_at_once(moving):
     assert "record: the node died" in moving.arm.engage(moving.now).message
     moving.arm.on_node("record", alive=True, left=False, now=moving.now)
     moving.step(30).engage()
-
-
-BROKEN = {
-    "nan": {"positions": np.full(HORIZON * 8, np.nan)},
-    "inf": {"positions": np.full(HORIZON * 8, np.inf)},
-    "huge": {"positions": np.full(HORIZON * 8, 1e9)},
-    "names": {"names": ("a", "b", "c", "d", "e", "f", "g", "h")},
-    "shape": {"positions": np.zeros(5)},
-    "horizon": {"horizon": 3},
-    "step": {"step_dt": -1.0},
-    "future": {"stamp": BEGIN * 2},
-}
 
 
 @pytest.mark.parametrize("kind", BROKEN)
@@ -659,14 +586,6 @@ def test_a_robot_that_stops_by_itself_is_noticed_and_goes_on_by_request(rig, sou
     world.assert_inside()
 
 
-class Lagging(World):
-    """Hardware whose measured pose is 20 ms behind its commands, as a real arm's is."""
-
-    @property
-    def measured(self):
-        return self.commands[-2] if len(self.commands) > 1 else super().measured
-
-
 @pytest.mark.parametrize("fast", [0.4, 0.8, 1.2])
 def test_a_takeover_from_fast_motion_is_answered_at_once_without_a_step(rig, fast):
     """Complaint 3: the command goes on from where it was, however far the arm is behind it."""
@@ -681,5 +600,7 @@ def test_a_takeover_from_fast_motion_is_answered_at_once_without_a_step(rig, fas
     before = len(world.commands)
     world.step(50)
     assert np.abs(np.diff(world.commands[before - 1 :], axis=0)).max() <= ordinary * 1.01
-    assert np.ptp(world.commands[-5:], axis=0).max() < 1e-4, "the operator's device rests, and so does the arm"
+    assert np.ptp(world.commands[-5:], axis=0).max() < 1e-4, (
+        "the operator's device rests, and so does the arm"
+    )
     world.assert_inside()

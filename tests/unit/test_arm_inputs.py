@@ -47,6 +47,7 @@ def heard(inputs, now):
         inputs.chunk,
         inputs.operator,
         inputs.monitor,
+        inputs.evidence,
         *inputs.cameras.values(),
     ):
         if watch is not None:
@@ -56,7 +57,7 @@ def heard(inputs, now):
 def test_every_missing_input_is_named(rig):
     inputs = Inputs(rig, lockstep=False)
     absent = "; ".join(inputs.absent(SECOND))
-    for name in ("joint_states", "chunk", "monitor", "operator", "camera wrist", "camera scene"):
+    for name in ("joint_states", "chunk", "monitor", "evidence", "operator", "camera wrist", "camera scene"):
         assert f"{name}: nothing heard yet" in absent
     heard(inputs, SECOND)
     assert inputs.absent(SECOND) == inputs.missing(SECOND) == []
@@ -86,6 +87,7 @@ def test_in_lock_step_only_what_simulated_time_waits_for_is_watched(rig):
     inputs.joint_states.feed(SECOND)
     inputs.chunk.feed(SECOND)
     inputs.monitor.feed(SECOND)
+    inputs.evidence.feed(SECOND)
     assert inputs.absent(SECOND) == []
 
 

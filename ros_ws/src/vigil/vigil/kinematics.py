@@ -53,6 +53,7 @@ class Chain:
         flange: where the flange is along the last joint's axis [m].
         body: the arm's body from the base to the flange, for those who keep it away from things.
         hand: [m] radius of what is around the way from the flange to the tool.
+        names: [J] how the joints' names end, from the base on.
     """
 
     def __init__(
@@ -64,8 +65,9 @@ class Chain:
         flange: float,
         body: Sequence[Link],
         hand: float,
+        names: Sequence[str],
     ) -> None:
-        self.joints = len(a)
+        self.joints, self.names = len(a), tuple(names)
         self.flange, self.body, self.hand = flange, tuple(body), hand
         self._a, self._d = tuple(map(float, a)), tuple(map(float, d))
         self._zero = np.array(zero, float)
@@ -227,6 +229,7 @@ FRANKA = Chain(
         Link(6, (0.0, 0.0, 0.107), 0.07),
     ),
     hand=0.07,
+    names=[f"joint{number}" for number in range(1, 8)],
 )
 
 _ELBOW = (0.05955, 0.3)  # [m] of the ViperX from its shoulder, forward and up
@@ -246,6 +249,7 @@ VIPERX_300S = Chain(
         Link(5, (0.0, 0.0, 0.0), 0.05),
     ),
     hand=0.06,
+    names=("waist", "shoulder", "elbow", "forearm_roll", "wrist_angle", "wrist_rotate"),
 )
 
 CHAINS = {"franka": FRANKA, "viperx300s": VIPERX_300S}

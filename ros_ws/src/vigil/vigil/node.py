@@ -7,6 +7,7 @@ ends with ``main = partial(spin_node, ThatNode)``.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import signal
 import sys
@@ -14,6 +15,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from types import ModuleType
 
 import rclpy
 from builtin_interfaces.msg import Time
@@ -73,6 +75,17 @@ def to_stamp(ns: int) -> Time:
     """A message stamp of ``ns`` nanoseconds."""
     sec, nanosec = divmod(int(ns), 1_000_000_000)
     return Time(sec=sec, nanosec=nanosec)
+
+
+def interfaces(package: str, kind: str, needed_by: str) -> ModuleType:
+    """A module of a message package that not every machine has, as ``msg``; VigilError with the remedy if it is missing."""
+    try:
+        return importlib.import_module(f"{package}.{kind}")
+    except ImportError as error:
+        raise VigilError(
+            f"{needed_by} needs the ROS package {package}, which cannot be imported ({error}): install it "
+            f"(sudo apt-get install ros-$ROS_DISTRO-{package.replace('_', '-')}), or build it in the workspace and source that"
+        ) from None
 
 
 OK, WARN, ERROR, STALE = (

@@ -125,9 +125,11 @@ class ArmConfig(Strict):
 
     @model_validator(mode="after")
     def _joints_are_those_of_the_chain(self) -> ArmConfig:
-        if len(self.joints) != CHAINS[self.kinematics].joints:
+        endings = CHAINS[self.kinematics].names
+        named = tuple(self.joints)
+        if len(named) != len(endings) or not all(map(str.endswith, named, endings)):
             raise ValueError(
-                f"joints has {len(self.joints)}, a {self.kinematics} arm has {CHAINS[self.kinematics].joints}"
+                f"joints are {list(named)}: a {self.kinematics} arm has {list(endings)}, in this order from the base on"
             )
         return self
 
@@ -239,6 +241,7 @@ class WatchdogConfig(Strict):
     joint_states: Positive = 0.15
     chunk: Positive = 0.6
     monitor: Positive = 0.7
+    evidence: Positive = 0.7
     camera: Positive = 0.3
     operator: Positive = 0.25
     node: Annotated[float, Field(ge=0.15, allow_inf_nan=False)] = 0.25

@@ -14,10 +14,17 @@ NICER = 10
 AUTOGROUP, TASKS = Path("/proc/self/autogroup"), Path("/proc/self/task")
 
 
-def ask_for_priority() -> str:
-    """Schedule this process before ordinary ones, if allowed; says in words what was granted."""
+def ask_for_priority(*, all_threads: bool = False) -> str:
+    """Schedule the calling thread before ordinary ones, if allowed; says in words what was granted.
+
+    With ``all_threads`` all that the process has now: those in which the middleware receives, too.
+    """
     try:
-        os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(PRIORITY))
+        for thread in map(int, os.listdir(TASKS)) if all_threads else (0,):
+            with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+                os.sched_setscheduler(
+                    thread, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(PRIORITY)
+                )
     except (PermissionError, AttributeError):
         return (
             "ordinary priority (real-time priority needs `ulimit -r`): periods lengthen on a loaded machine"

@@ -93,6 +93,7 @@ class ArmController:
         self.blocked_by = "no joint states yet"
         self._commanding = False  # commands flow, and the setpoint is the hardware's
         self._setpoint_known = False  # the hardware still holds the last setpoint
+        self._sent_at = -1  # the tick of the newest plan
         self._last_tick = 0
         self._needs_release = False
         self._hand_back_held = False
@@ -143,6 +144,8 @@ class ArmController:
         if self.inputs.monitor is None:
             return False
         self.inputs.monitor.feed(now)
+        if verdict != "STALE":  # then the monitor lives, but has nothing to judge
+            self.inputs.evidence.feed(now)
         if self.authority not in DRIVING or stamp <= self.machine.last.stamp:
             return False
         # `alarm` is latched: an alarm counts even if its own verdict was lost. A rig whose `hold_on` leaves ALARM out
@@ -202,8 +205,7 @@ class ArmController:
 
     def on_robot(self, arm: str, fault: str, now: int) -> bool:
         """What the robot called ``arm`` reports of itself; empty: it is well."""
-        new = self.robot.report(arm, fault)
-        return new and self._fire(Event.ROBOT_FAULT, now, now, f"{arm}: {fault}")
+        return self.robot.report(arm, fault) and self._fire(Event.ROBOT_FAULT, now, now, f"{arm}: {fault}")
 
     def on_node(self, name: str, alive: bool, left: bool, now: int) -> bool:
         """A node of the stack came, died, or (``left``) went in order."""
@@ -244,22 +246,28 @@ class ArmController:
         """Why a robot may not be asked to recover now, in words; empty if it may."""
         if self.authority not in (Authority.HOLD, Authority.ESTOP):
             return f"{self.authority.name} has control: hold first"
-        return ""
+        # A robot that recovers must not go on to where the stop leads that it did not take part in.
+        return "the arm is still braking: ask again" if self._commanding else ""
 
     # The control step -----------------------------------------------------------------------------------------
 
     def tick(self, now: int) -> Plan | None:
         """One control period: what to send to the hardware, or None if it is to keep what it has."""
+        # A setpoint that begins anew elsewhere has nothing to do with the one of a period ago: nobody may take the two
+        # for a motion, so that a period passes between them.
+        pause = not self._setpoint_known and self._sent_at == self._last_tick
         self._last_tick = now
         self._supervise(now)
         self.blocked_by = self._blocked(Event.ENGAGE, now)
-        if not self._advance(now):
+        if pause or not self._advance(now):
             # Hardware that was silent may have been restarted: nobody knows what it holds.
             self._setpoint_known &= self._lockstep or self.inputs.joint_states.fresh(now)
             return None
         plan = self._plan(now, now)
         if self.authority in (Authority.HOLD, Authority.ESTOP) and self.envelope.at_rest:
             self._commanding = False
+            # Other arms have come to rest as planned; where one with a fault stopped is for its joint states to tell.
+            self._setpoint_known &= not self.robot.faults
         return plan
 
     def respond(self, now: int) -> Plan | None:
@@ -269,7 +277,7 @@ class ArmController:
         motion begins.
         """
         self.blocked_by = self._blocked(Event.ENGAGE, now)
-        if self.authority is Authority.OPERATOR:
+        if self.authority is Authority.OPERATOR and self._setpoint_known:
             self._commanding = True
         elif self.authority not in (Authority.HOLD, Authority.ESTOP):
             return None
@@ -334,7 +342,7 @@ class ArmController:
         if not self.first_command and not waiting:
             self.first_command = now
             self.first_step = positions[0] - self.feedback.position
-        self._setpoint_known = True
+        self._setpoint_known, self._sent_at = True, stamp
         return Plan(stamp, times + self.period, positions, velocities)
 
     def _supervise(self, now: int) -> None:
@@ -427,20 +435,22 @@ class ArmController:
         return self._commanding and not self.envelope.at_rest
 
     def _anchor(self) -> None:
-        """Start a source where the arm is: in motion at the setpoint, at rest at the measured pose.
+        """Start a source where the arm is: at the setpoint while commands flow, else at the measured pose.
 
         At rest the setpoint is kept as far as it is close to that pose, so that the hardware feels no step. The gripper
         goes on from its setpoint: its distance to the measured width is the force on what it holds.
         """
-        if self._in_motion:
+        if self._commanding:
             return
         measured = self.feedback.position
         if not self._setpoint_known:
             self.envelope.anchor(measured)
             return
         setpoint = self.envelope.setpoint.position
-        position = np.clip(setpoint, measured - CLOSE, measured + CLOSE)
-        self.envelope.anchor(np.where(self.columns.is_gripper, setpoint, position))
+        close = np.clip(setpoint, measured - CLOSE, measured + CLOSE)
+        position = np.where(self.columns.is_gripper, setpoint, close)
+        self.envelope.anchor(position)
+        self._setpoint_known = bool(np.array_equal(position, setpoint))
 
     def _request(self, event: Event, now: int, reason: str) -> Answer:
         if self._fire(event, now, now, reason):

@@ -280,7 +280,9 @@ class Envelope:
         if self.workspace is not None:
             inside = np.clip(position, self.columns.lower, self.columns.upper)
             velocity, position = np.where(inside == position, velocity, 0.0), inside
-            position, velocity = self.workspace.within(self._position, position, velocity, ahead)
+            position, velocity = self.workspace.within(
+                (self._position, self._velocity), (position, velocity), ahead
+            )
         for column, p, v in zip(self._columns, position.tolist(), velocity.tolist(), strict=True):
             column.propose(p, v, ahead)
         self._plan = _plan([column.proposed_stop for column in self._columns], self.period)
@@ -303,6 +305,10 @@ class Envelope:
     def _position(self) -> np.ndarray:
         return np.array([column.position for column in self._columns])
 
+    @property
+    def _velocity(self) -> np.ndarray:
+        return np.array([column.velocity for column in self._columns])
+
     def brake(self) -> Setpoint:
         """Advance one period of a stop inside the limits."""
         self._plan = None
@@ -321,7 +327,7 @@ class Envelope:
             self._plan = _plan([column.stop for column in self._columns], self.period)
         times, positions, velocities = self._plan
         # Exact where the trajectory's own arithmetic is not.
-        positions[0], velocities[0] = self._position, [column.velocity for column in self._columns]
+        positions[0], velocities[0] = self._position, self._velocity
         return times, positions, velocities
 
     def _checked(self, values: Sequence[float] | np.ndarray, what: str) -> np.ndarray:

@@ -31,6 +31,7 @@ from vigil.errors import VigilError
 from vigil.joints import joint_sources
 from vigil.node import (
     COMMAND,
+    ERROR,
     EVENTS,
     LATCHED,
     NEWEST,
@@ -133,6 +134,8 @@ class ArmNode(VigilNode):
         self._loop.restart()
         self._times.restart()
         settle_memory()
+        if not self.lockstep:
+            ask_for_priority(all_threads=True)  # what is received late is answered late
         if not self.lockstep:
             # A steady clock: a correction of the system time must not stretch or repeat a period.
             clock = Clock(clock_type=ClockType.STEADY_TIME)
@@ -342,6 +345,14 @@ class ArmNode(VigilNode):
             {"periods_held_back": refused["held_back"], "speed": controller.envelope.speed},
         )
         broken = any(count for kind, count in refused.items() if kind not in ("late_chunk", "held_back"))
+        fault, latency = controller.robot.fault, controller.latency.seconds
+        told = "unknown while nothing moves" if latency is None else f"{latency * 1e3:.0f} ms"
+        yield Health(
+            "robot",
+            ERROR if fault else OK,
+            fault or "ok",
+            {"command_latency": told},
+        )
         yield Health(
             "inputs",
             WARN if broken else OK,

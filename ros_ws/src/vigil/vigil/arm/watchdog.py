@@ -102,7 +102,8 @@ class Inputs:
 
     Attributes:
         joint_states, chunk, operator: their watchdogs.
-        monitor: None if the rig runs without one.
+        monitor: its verdicts; None if the rig runs without one.
+        evidence: what it judges, by its verdicts other than STALE; None likewise.
         cameras: by name.
         estop: the e-stop button; None if the rig has none.
     """
@@ -115,7 +116,9 @@ class Inputs:
         )
         self.chunk = Watchdog("chunk", limits.chunk)
         self.operator = Watchdog("operator", limits.operator)
-        self.monitor = None if rig.monitor.level == "none" else Watchdog("monitor", limits.monitor)
+        monitored = rig.monitor.level != "none"
+        self.monitor = Watchdog("monitor", limits.monitor) if monitored else None
+        self.evidence = Watchdog("evidence", limits.evidence) if monitored else None
         self.cameras = {c.name: Watchdog(f"camera {c.name}", limits.camera) for c in rig.cameras}
         self.estop = None if lockstep or limits.estop is None else Watchdog("estop", limits.estop)
         self._nodes: dict[str, bool] = {}
@@ -133,7 +136,7 @@ class Inputs:
         return [name for name, alive in self._nodes.items() if not alive]
 
     def _policy_needs(self) -> list[Watchdog]:
-        needed = [self.chunk] if self.monitor is None else [self.chunk, self.monitor]
+        needed = [watch for watch in (self.chunk, self.monitor, self.evidence) if watch is not None]
         return needed if self._lockstep else [*needed, *self.cameras.values(), self.operator]
 
     def estop_silence(self, now: int) -> str:
@@ -144,9 +147,9 @@ class Inputs:
 
     def begin(self, until: int) -> None:
         """The policy starts anew: chunks and verdicts are not missed before ``until`` [ns]."""
-        self.chunk.excuse(until)
-        if self.monitor is not None:
-            self.monitor.excuse(until)
+        for watch in (self.chunk, self.monitor, self.evidence):
+            if watch is not None:
+                watch.excuse(until)
 
     def missing(self, now: int) -> list[str]:
         """What the policy may not move without and is overdue, in words (without the joint states)."""

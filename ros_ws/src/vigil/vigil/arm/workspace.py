@@ -29,6 +29,9 @@ SOON = 1e-4
 """[s] In which speeds are measured."""
 TOLERANCE = 1e-9
 
+Motion = tuple[np.ndarray, np.ndarray]
+"""Position [N] rad, m and velocity [N]."""
+
 
 class Workspace:
     """Limits of all arms of a rig; columns as in the rig file."""
@@ -53,16 +56,17 @@ class Workspace:
                 return outside
         return self._bodies.outside(position)
 
-    def within(
-        self, position: np.ndarray, target: np.ndarray, velocity: np.ndarray, ahead: float
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """What to follow instead of ``target`` [N] with ``velocity`` [N], due ``ahead`` seconds from ``position`` [N].
+    def within(self, now: Motion, target: Motion, ahead: float) -> Motion:
+        """What to follow instead of ``target``, due in ``ahead`` seconds; each is position [N] and velocity [N].
 
         A target that is allowed comes back as it is; instead of one that is too far, one on the way to it.
         """
         if len(self._tools) == 1:
-            return self._tools[0][1].within(position, target, velocity, ahead)
-        led = [tool.within(position[p], target[p], velocity[p], ahead) for p, tool in self._tools]
+            return self._tools[0][1].within(now, target, ahead)
+        led = [
+            tool.within((now[0][part], now[1][part]), (target[0][part], target[1][part]), ahead)
+            for part, tool in self._tools
+        ]
         return np.concatenate([p for p, _ in led]), np.concatenate([v for _, v in led])
 
     def forbids(self, times: np.ndarray, positions: np.ndarray, velocities: np.ndarray) -> str:
@@ -86,6 +90,7 @@ class ToolSpace:
 
     def __init__(self, arm: ArmConfig) -> None:
         self._chain, self._joints = CHAINS[arm.kinematics], len(arm.joints)
+        self._acceleration = np.array([limits.acceleration for limits in arm.limits.values()])
         self._limits = arm.workspace
         self._offset = arm.tool_offset
         self._speed = arm.workspace.tool_speed
@@ -106,21 +111,29 @@ class ToolSpace:
             else ""
         )
 
-    def within(
-        self, position: np.ndarray, target: np.ndarray, velocity: np.ndarray, ahead: float
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """What to follow instead of ``target`` [N] with ``velocity`` [N], due ``ahead`` seconds from ``position`` [N].
-
-        A target that is allowed comes back as it is; instead of one that is too far, one on the way to it.
-        """
+    def within(self, now: Motion, target: Motion, ahead: float) -> Motion:
+        """As `Workspace.within`, for the arm's own columns."""
+        position = now[0]
         here = self._tool(position)
-        nearer = self._no_farther(position, here, target, SHARE * self._speed * ahead)
+        nearer = self._no_farther(position, here, target[0], SHARE * self._speed * ahead)
         if self._depth(self._tool(nearer)) > -MARGIN:
             # Along the wall in short steps: between two of them the tool moves on a bow, which may not cut into the wall.
             nearer = self._led_inside(self._no_farther(position, here, nearer, SLIDE))
             if self._depth(self._tool(nearer)) > 0.0:
                 nearer = position.copy()
-        return (target, velocity) if nearer is target else (nearer, (nearer - position) / ahead)
+        return (
+            target if nearer is target[0] else (nearer, self._velocity_on(nearer - position, now[1], ahead))
+        )
+
+    def _velocity_on(self, way: np.ndarray, velocity: np.ndarray, ahead: float) -> np.ndarray:
+        """The velocity [N] at the end of a ``way`` [N] that is gone in ``ahead`` seconds, from ``velocity`` [N] on.
+
+        As much as half of the acceleration limit brings about on that way: for more a joint would take a run-up, away from
+        where it is to go.
+        """
+        along = np.maximum(velocity * np.sign(way), 0.0)
+        most = np.sqrt(along**2 + self._acceleration * np.abs(way))
+        return np.clip(way / ahead, -most, most)
 
     def _no_farther(
         self, position: np.ndarray, here: Vector, target: np.ndarray, longest: float

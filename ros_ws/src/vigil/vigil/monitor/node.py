@@ -82,7 +82,7 @@ class MonitorNode(VigilNode):
         self._heard = time.monotonic()
         self._forget()
         if not self.lockstep:
-            step_forward()  # its verdict may stop the arm
+            step_forward(all_threads=True)  # its verdict may stop the arm
             self._timer = self.create_timer(LATE_CHECK, self._check_late)
 
     def stop(self) -> None:

@@ -13,7 +13,6 @@ import struct
 import threading
 from collections.abc import Iterable
 from functools import partial
-from importlib import import_module
 from typing import Any, NamedTuple
 
 from rclpy.clock import Clock, ClockType
@@ -23,7 +22,7 @@ from vigil_msgs.msg import EpisodeState
 from vigil_msgs.srv import EndEpisode, StartEpisode
 
 from vigil.errors import VigilError
-from vigil.node import ERROR, LATCHED, OK, WARN, Health, VigilNode, spin_node, to_stamp
+from vigil.node import ERROR, LATCHED, OK, WARN, Health, VigilNode, interfaces, spin_node, to_stamp
 from vigil.record.definitions import full_definition
 from vigil.record.episode import INTERRUPTED, check_outcome
 from vigil.record.gaps import GapCounter
@@ -292,7 +291,7 @@ class RecordNode(VigilNode):
 
 def _message_class(type_name: str) -> type:
     package, kind, name = type_name.split("/")
-    return getattr(import_module(f"{package}.{kind}"), name)
+    return getattr(interfaces(package, kind, f"recording {type_name}"), name)
 
 
 main = partial(spin_node, RecordNode)

@@ -16,6 +16,7 @@ from vigil.errors import VigilError
 from vigil.run.story import Event, ScoreSeries, Span
 
 KINDS = ("observation", "action")  # FailureStatus.score_kinds
+DRIVING = ("POLICY", "BLENDED")  # the policy moves the arm, by itself or corrected
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ class Timeline:
         for recorded in self.verdicts:
             stamp = nanoseconds(recorded.message.header.stamp)
             asks = recorded.message.verdict_name in self._asks and stamp <= self.end
-            if asks and not before and self.authority_at(stamp) == "POLICY":
+            if asks and not before and self.authority_at(stamp) in DRIVING:
                 found.append(recorded)
             before = asks
         return found
@@ -115,7 +116,7 @@ class Timeline:
         names = (
             r.message.verdict_name
             for r in self.verdicts
-            if self.authority_at(nanoseconds(r.message.header.stamp)) == "POLICY"
+            if self.authority_at(nanoseconds(r.message.header.stamp)) in DRIVING
         )
         return list(dict.fromkeys(names))
 
@@ -213,6 +214,7 @@ class Timeline:
             "HOLD": "hold",
             "OPERATOR": "operator takes over",
             "POLICY": "handed to the policy",
+            "BLENDED": "operator corrects the policy",
             "ESTOP": "e-stop",
         }
         for change in self.changes[1:]:

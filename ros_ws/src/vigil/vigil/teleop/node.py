@@ -138,7 +138,7 @@ class TeleopNode(VigilNode):
     def start(self) -> None:
         self._last_tick = 0
         if not self.lockstep:
-            step_forward()  # a hand on the deadman switch waits for nobody
+            step_forward(all_threads=True)  # a hand on the deadman switch waits for nobody
             clock = Clock(clock_type=ClockType.STEADY_TIME)
             self._beat = self.create_timer(self._period / 1e9, lambda: self._tick(self.now()), clock=clock)
 

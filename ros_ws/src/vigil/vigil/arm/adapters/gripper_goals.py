@@ -8,8 +8,8 @@ from vigil.arm.adapters.plan import Plan
 from vigil.arm.curves import SECOND
 from vigil.rig import ArmConfig
 
-DEADBAND = 0.003
-"""[m] A width has to change by this much to be worth a goal."""
+DEADBAND, LAST = 0.003, 0.0005
+"""[m] A width has to change by this much to be worth a goal: on its way, and where it comes to rest."""
 PAUSE = SECOND // 10
 """[ns] between two goals."""
 
@@ -58,9 +58,11 @@ class GripperGoals:
             measured: width [m].
             now: [ns]
         """
-        wanted = min(max(float(plan.positions[-1, self._column]), self._lower), self._upper)
+        column = plan.positions[:, self._column]
+        wanted = min(max(float(column[-1]), self._lower), self._upper)
         last = measured if self._width is None else self._width
-        if abs(wanted - last) < DEADBAND or (self._busy and not self._interruptible):
+        worth = LAST if abs(column[-1] - column[0]) < LAST else DEADBAND
+        if abs(wanted - last) < worth or (self._busy and not self._interruptible):
             return None
         if self._width is not None and now - self._sent_at < PAUSE:
             return None

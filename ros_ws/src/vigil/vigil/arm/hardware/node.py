@@ -5,10 +5,8 @@ Message packages of vendors are imported when a rig file asks for them, and not 
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from functools import partial
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -25,26 +23,13 @@ from vigil.arm.adapters.interbotix import Group, JointGroup, JointSingle, Single
 from vigil.arm.adapters.plan import Plan
 from vigil.arm.adapters.ros2_control import Forward, ForwardGripper, ForwardPosition, Trajectory
 from vigil.arm.adapters.ros2_control import JointTrajectory as TrajectoryAdapter
-from vigil.errors import VigilError
-from vigil.node import COMMAND, EVENTS, NEWEST, VigilNode, to_stamp
+from vigil.node import COMMAND, EVENTS, NEWEST, VigilNode, interfaces, to_stamp
 from vigil.rig import ArmConfig
 
 RECOVERY_LIMIT = 15.0
 """[s] A recovery that is not answered by then is given up, and said to be."""
 OnFault = Callable[[str, str], None]
 """Called with an arm's name and its fault in words, empty once it is over."""
-
-
-def vendor(package: str, module: str, arm: ArmConfig, what: str) -> ModuleType:
-    """A module of a message package that not everybody has; VigilError with the remedy if it is missing."""
-    try:
-        return importlib.import_module(f"{package}.{module}")
-    except ImportError as error:
-        name = package.replace("_", "-")
-        raise VigilError(
-            f"arm {arm.name}: {what} needs the ROS package {package}, which cannot be imported ({error}): install it "
-            f"(sudo apt-get install ros-$ROS_DISTRO-{name}), or build it in the workspace and source that"
-        ) from None
 
 
 class Hardware:
@@ -108,7 +93,7 @@ class Hardware:
         elif arm.controller_type == "forward_position":
             self._publish(ForwardPosition(arm, columns), Float64MultiArray, _write_forward)
         else:
-            messages = vendor("interbotix_xs_msgs", "msg", arm, "controller_type interbotix")
+            messages = interfaces("interbotix_xs_msgs", "msg", f"arm {arm.name}: controller_type interbotix")
             self._publish(JointGroup(arm, columns), messages.JointGroupCommand, _write_group)
 
     def _add_gripper(self, arm: ArmConfig, columns: slice) -> None:
@@ -116,7 +101,9 @@ class Hardware:
         if kind == "forward_position":
             self._publish(ForwardGripper(arm, columns), Float64MultiArray, _write_forward)
         elif kind == "interbotix":
-            messages = vendor("interbotix_xs_msgs", "msg", arm, "gripper.controller_type interbotix")
+            messages = interfaces(
+                "interbotix_xs_msgs", "msg", f"arm {arm.name}: gripper.controller_type interbotix"
+            )
             self._publish(JointSingle(arm, columns), messages.JointSingleCommand, _write_single)
         else:
             self._grippers.append(GRIPPERS[kind](self._node, arm, columns))
@@ -129,7 +116,7 @@ class Hardware:
 
     def _watch(self, arm: ArmConfig) -> None:
         if arm.recovery == "franka":
-            messages = vendor("franka_msgs", "msg", arm, "recovery franka")
+            messages = interfaces("franka_msgs", "msg", f"arm {arm.name}: recovery franka")
             topic = f"{arm.name}/franka_robot_state_broadcaster/robot_state"
             # Sent a thousand times a second: read when the arm is told where to go.
             self._node.inbox.listen(
@@ -238,7 +225,7 @@ class CommandGripper(ActionGripper):
 
     def __init__(self, node: VigilNode, arm: ArmConfig, columns: slice) -> None:
         super().__init__(node, arm, columns, interruptible=True)
-        self._kind = vendor("control_msgs", "action", arm, "gripper_command").GripperCommand
+        self._kind = interfaces("control_msgs", "action", f"arm {arm.name}: gripper_command").GripperCommand
         self._action = self.client(self._kind, f"{arm.name}/{arm.gripper.controller}/gripper_cmd")
 
     def request(self, goal: Goal) -> tuple[ActionClient, Any]:
@@ -252,7 +239,7 @@ class FrankaGripper(ActionGripper):
 
     def __init__(self, node: VigilNode, arm: ArmConfig, columns: slice) -> None:
         super().__init__(node, arm, columns, interruptible=False)
-        actions = vendor("franka_msgs", "action", arm, "gripper.controller_type franka")
+        actions = interfaces("franka_msgs", "action", f"arm {arm.name}: gripper.controller_type franka")
         self._move_kind, self._grasp_kind = actions.Move, actions.Grasp
         base = f"{arm.name}/{arm.gripper.controller}"
         self._move = self.client(self._move_kind, f"{base}/move")
@@ -310,7 +297,7 @@ class FrankaRecovery(Recovery):
 
     def __init__(self, node: VigilNode, arm: ArmConfig) -> None:
         super().__init__(node, arm)
-        self._kind = vendor("franka_msgs", "action", arm, "recovery franka").ErrorRecovery
+        self._kind = interfaces("franka_msgs", "action", f"arm {arm.name}: recovery franka").ErrorRecovery
         self._name = f"{arm.name}/action_server/error_recovery"
         self._client = ActionClient(node, self._kind, self._name)
 
@@ -335,7 +322,7 @@ class InterbotixRecovery(Recovery):
 
     def __init__(self, node: VigilNode, arm: ArmConfig) -> None:
         super().__init__(node, arm)
-        self._kind = vendor("interbotix_xs_msgs", "srv", arm, "recovery interbotix").Reboot
+        self._kind = interfaces("interbotix_xs_msgs", "srv", f"arm {arm.name}: recovery interbotix").Reboot
         self._name = f"{arm.name}/reboot_motors"
         self._client = node.create_client(self._kind, self._name)
 
