@@ -7,6 +7,7 @@ import pytest
 
 from support.rigs import real_rig
 from vigil.errors import VigilError
+from vigil.rig import load_rig
 from vigil.teleop.device import BadInput, DeviceOptions, Joints, Mode, Reading, Surroundings
 from vigil.teleop.devices.factory import make_device
 
@@ -166,6 +167,26 @@ def test_two_leaders_drive_two_arms_and_both_hands_have_to_be_there(tmp_path):
     hand.tell(SQUEEZED, POSE, left)
     assert not hand.poll(after=0.11).deadman
     assert right in hand.device.trouble
+
+
+def test_the_template_of_aloha_follows_its_leaders():
+    """Joint states as Interbotix' driver publishes them for a leader: six joints, the handle and two fingers."""
+    rig = load_rig("aloha")
+    device = make_device(rig, OPTIONS)
+    joints = ["waist", "shoulder", "elbow", "forearm_roll", "wrist_angle", "wrist_rotate"]
+    names = [*joints, "gripper", "left_finger", "right_finger"]
+    pose = np.array([0.1, -0.9, 1.1, 0.2, -0.3, 0.4])
+
+    def poll(now: float, handle: float) -> Reading:
+        for side, sign in (("left", 1), ("right", -1)):
+            told = Joints(names, [*sign * pose, handle, 0.03, -0.03])
+            device.feed(f"/leader_{side}/joint_states", told, now)
+        return device.poll(now, Surroundings(measured=np.zeros(14)))
+
+    assert not poll(1.0, 0.8298).deadman
+    reading = poll(1.02, -0.0552)
+    assert reading.deadman
+    np.testing.assert_allclose(reading.positions, [*pose, 0.0, *-pose, 0.0], atol=1e-12)
 
 
 @pytest.mark.parametrize(
