@@ -157,7 +157,8 @@ def test_a_missing_follower_keeps_both_arms_from_moving(tmp_path, vendors):
     path = rig_file(tmp_path, "aloha")
     data = yaml.safe_load(path.read_text())
     one = tmp_path / "one.yaml"
-    one.write_text(yaml.safe_dump({**data, "arms": data["arms"][:1]}, sort_keys=False))
+    alone = {**data, "arms": data["arms"][:1], "teleop": {"device": "keyboard"}}
+    one.write_text(yaml.safe_dump(alone, sort_keys=False))
     log = tmp_path / "arm.log"
     with (
         graph(NAMESPACE) as test,

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
+from support.rigs import real_rig
 from vigil.errors import VigilError
 from vigil.kinematics import FRANKA
 from vigil.rig import load_rig
@@ -116,6 +117,32 @@ def test_without_joint_states_there_is_no_deadman(hands):
     assert hands.device.poll(11.0, Surroundings(measured=None)) == Reading(False, None, Mode.RELATIVE)
 
 
+def test_episode_keys_count_once_and_hold_nothing(hands):
+    assert hands.press("n").pressed == {"start"}
+    reading = hands.press()
+    assert (reading.deadman, reading.pressed) == (False, frozenset())
+    assert hands.press("13").pressed == {"success", "discard"}
+    assert hands.press("2").pressed == {"failure"}
+
+
+def test_tab_goes_to_the_next_arm(tmp_path):
+    rig = real_rig(tmp_path, {"device": "keyboard"}, arms=("left", "right"))
+    home = np.array([rig.home[name] for name in rig.columns])
+    master, slave = os.openpty()
+    device = KeyboardDevice(rig, DeviceOptions(period=0.05, tty=os.ttyname(slave)))
+    device.open()
+    hands = Hands(device, master, measured=home)
+    first = hands.press("w").positions
+    second = hands.press("\tw").positions
+    device.close()
+    os.close(master)
+    os.close(slave)
+    assert not np.allclose(first[:7], home[:7])
+    np.testing.assert_array_equal(first[8:], home[8:])
+    np.testing.assert_array_equal(second[:8], first[:8])
+    np.testing.assert_allclose(second[8:], first[:8], atol=1e-9)
+
+
 def test_a_closed_terminal_lets_go():
     master, slave = os.openpty()
     device = KeyboardDevice(RIG, DeviceOptions(period=0.05, tty=os.ttyname(slave)))
@@ -158,7 +185,7 @@ def test_steps_end_at_limits_and_where_the_arm_cannot_reach():
     target.restart(HOME)
     for _ in range(1000):
         before = target.positions
-        if not target.step_tool(np.array([0.01, 0.0, 0.0]), np.zeros(3)):
+        if not target.step_tool(np.array([0.01, 0.0, 0.0]), np.zeros(3), 0.05):
             break
     else:
         raise AssertionError("walked out of reach")

@@ -10,21 +10,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from vigil.errors import VigilError
+from vigil.fields import Finite, Name, Positive, Strict, Vector
 from vigil.kinematics import CHAINS
+from vigil.teleop.settings import TeleopConfig
 
 M = TypeVar("M", bound=BaseModel)
-Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-
-
-class Strict(BaseModel):
-    """Unknown keys are errors: a misspelt limit must not be ignored."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class JointLimits(Strict):
@@ -80,9 +73,6 @@ class GripperConfig(Strict):
         return self
 
 
-Vector = tuple[Finite, Finite, Finite]
-
-
 class Box(Strict):
     """A box along the axes of the arm's base frame; corners in m."""
 
@@ -101,7 +91,7 @@ class WorkspaceConfig(Strict):
 
     tool_speed: Positive
     inside: Box
-    keep_out: dict[Name, Box] = {}
+    keep_out: dict[Name, Box] = Field({})
 
 
 class BaseConfig(Strict):
@@ -259,18 +249,6 @@ class WatchdogConfig(Strict):
     estop: Positive | None = None
 
 
-class TeleopConfig(Strict):
-    """The operator's device."""
-
-    device: Literal["scripted", "keyboard"]
-    rate: Annotated[float, Field(ge=5, le=500)] = 20.0
-    takeover: Literal["full", "blended"] = Field(
-        "full",
-        description="the deadman takes the arm from the policy, or adds the operator's motion to the policy's",
-    )
-    gain: Annotated[float, Field(gt=0, le=2)] = Field(1.0, description="of the operator's motion, if blended")
-
-
 class RecordConfig(Strict):
     """What the recorder writes."""
 
@@ -337,6 +315,11 @@ class RigConfig(Strict):
                 raise ValueError(
                     f"{', '.join(needing)} need a `sim` section: add one or choose a real driver"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _device_fits_the_arms(self) -> RigConfig:
+        self.teleop.check(self.arms)
         return self
 
     @property
@@ -483,11 +466,25 @@ def validate(model: type[M], data: Any, path: Path, lines: dict[tuple, int]) -> 
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        raise VigilError("\n".join(_explain(e, path, lines) for e in error.errors())) from None
+        raise VigilError("\n".join(_explain(e, data, path, lines) for e in error.errors())) from None
 
 
-def _explain(error: Any, path: Path, lines: dict[tuple, int]) -> str:
-    location = tuple(error["loc"])
+def _without_tags(location: tuple, data: Any) -> tuple:
+    """``location`` as it is in the file: without the value that tells a section's kind, which pydantic puts into it."""
+    kept = []
+    for part in location:
+        if isinstance(data, dict) and part not in data and part in list(data.values()):
+            continue
+        kept.append(part)
+        if isinstance(data, dict):
+            data = data.get(part)
+        elif isinstance(data, list) and isinstance(part, int) and part < len(data):
+            data = data[part]
+    return tuple(kept)
+
+
+def _explain(error: Any, data: Any, path: Path, lines: dict[tuple, int]) -> str:
+    location = _without_tags(tuple(error["loc"]), data)
     known = location
     while known not in lines:
         known = known[:-1]

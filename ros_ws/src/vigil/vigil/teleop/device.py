@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Literal
 
 import numpy as np
 
@@ -23,12 +25,14 @@ class Reading:
         deadman: the operator has, or asks for, control.
         positions: [N] in the order of the rig's columns, rad and m; None without a command.
         hand_back: button that gives control to the policy; its rising edge counts.
+        pressed: buttons that begin or end an episode (`vigil.teleop.settings.EPISODE_ROLES`); their rising edges count.
     """
 
     deadman: bool
     positions: np.ndarray | None = None
     mode: Mode = Mode.RELATIVE
     hand_back: bool = False
+    pressed: Collection[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -45,12 +49,14 @@ class Surroundings:
 
     Attributes:
         measured: [N] in the order of the rig's columns, rad and m; None if unknown or too old.
+        deadman: whether the button beside the device that is the deadman is pressed; None: there is none, or it is silent.
         world: None on a real rig, or if too old.
         authority, event, transition: of the arm's state; ``transition`` counts changes of authority.
         scene, success, failure: of the simulated task.
     """
 
     measured: np.ndarray | None = None
+    deadman: bool | None = None
     world: World | None = None
     authority: str = ""
     event: str = ""
@@ -60,10 +66,93 @@ class Surroundings:
     failure: bool = False
 
 
+# What comes over topics ---------------------------------------------------------------------------------------
+
+
+class BadInput(ValueError):
+    """A message that says nothing sure; the text says what was passed and what is needed."""
+
+
+@dataclass(frozen=True)
+class Input:
+    """A topic that is to be fed to a device: joint states, poses, or one button (a Bool)."""
+
+    topic: str
+    kind: Literal["joints", "poses", "button"]
+
+
+@dataclass(frozen=True)
+class Joints:
+    """Joint states by name; rad and m."""
+
+    names: Sequence[str]
+    positions: Sequence[float]
+
+
+@dataclass(frozen=True)
+class Poses:
+    """K poses: ``positions`` [K, 3] m and ``quaternions`` [K, 4] (x, y, z, w)."""
+
+    positions: np.ndarray
+    quaternions: np.ndarray
+
+
+Sample = Joints | Poses | bool
+
+
+class Fresh:
+    """The newest value of something that has to be told again and again.
+
+    Args:
+        timeout: silence after which it is unknown [s].
+    """
+
+    def __init__(self, timeout: float) -> None:
+        self._timeout = timeout
+        self._value: object = None
+        self._at = -np.inf
+
+    def tell(self, value: object, now: float) -> None:
+        """It is ``value`` at ``now`` [s]."""
+        self._value, self._at = value, now
+
+    def get(self, now: float) -> object:
+        """The value, or None if there was none for too long."""
+        return self._value if now - self._at <= self._timeout else None
+
+
+class Deadman:
+    """A deadman that has to be seen released before it counts as held: at first, and again after it was unknown."""
+
+    def __init__(self) -> None:
+        self._armed = False
+
+    def step(self, pressed: bool | None) -> bool:
+        """Whether it is held; ``pressed`` is None while it is unknown, or while the device cannot drive."""
+        if not pressed:
+            self._armed = pressed is not None
+        return self._armed and bool(pressed)
+
+
+# Devices ------------------------------------------------------------------------------------------------------
+
+
 class Device:
     """One way for an operator to command the arm."""
 
     name: str
+
+    @property
+    def inputs(self) -> Sequence[Input]:
+        """Topics that are to be fed to it; known before it is opened."""
+        return ()
+
+    def feed(self, topic: str, sample: Sample, now: float) -> None:
+        """One message of ``topic``, received at ``now`` [s].
+
+        Raises:
+            BadInput: it cannot be used; it then counts as not received.
+        """
 
     def open(self) -> None:
         """Take hold of the hardware.
@@ -87,6 +176,11 @@ class Device:
     def state(self) -> str:
         """In a few words, for diagnostics."""
         return "ok"
+
+    @property
+    def trouble(self) -> str:
+        """Why nobody can drive with it just now; empty if somebody can."""
+        return ""
 
 
 @dataclass(frozen=True)

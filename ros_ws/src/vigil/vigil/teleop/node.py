@@ -5,6 +5,9 @@ device is there. In lock step it works on the simulator's instants that are mult
 
     teleop/set_active    std_srvs/SetBool: the scripted operator takes over, or releases
 
+What a device or a button hears over topics (`Device.inputs`) is fed to it. Buttons that begin or end an episode call the
+recorder's ``record/start`` and ``record/end``.
+
 Parameters: ``on_alarm`` (the scripted operator answers alarms by itself), ``reaction_s`` (how long that takes it),
 ``tty`` (terminal of the keyboard).
 """
@@ -12,14 +15,21 @@ Parameters: ``on_alarm`` (the scripted operator answers alarms by itself), ``rea
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
+from geometry_msgs.msg import PoseArray
+from rclpy.client import Client
 from rclpy.clock import Clock, ClockType
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+from rclpy.task import Future
 from sensor_msgs.msg import JointState
+from std_msgs.msg import Bool
 from std_srvs.srv import SetBool
-from vigil_msgs.msg import ControlState, SimState, TaskState, TeleopCommand
+from vigil_msgs.msg import ControlState, EpisodeState, SimState, TaskState, TeleopCommand
+from vigil_msgs.srv import EndEpisode, StartEpisode
 
 from vigil.errors import VigilError
 from vigil.joints import BadJointState, JointSource, joint_sources
@@ -37,9 +47,24 @@ from vigil.node import (
     to_stamp,
 )
 from vigil.scheduling import step_forward
-from vigil.teleop.device import Device, DeviceOptions, Reading, Surroundings, World
+from vigil.teleop.buttons import REASON, Buttons, EpisodeButtons
+from vigil.teleop.device import (
+    BadInput,
+    Device,
+    DeviceOptions,
+    Input,
+    Joints,
+    Poses,
+    Reading,
+    Surroundings,
+    World,
+)
 from vigil.teleop.devices.factory import make_device
+from vigil.teleop.rate import Rate
 
+# Leaders may be ten times as fast as we are; what came between two ticks is needed to tell how fast.
+STREAM = QoSProfile(depth=64, reliability=ReliabilityPolicy.BEST_EFFORT)
+SLOW = 0.8  # share of the declared rate below which it is told
 TOO_OLD = 200_000_000  # [ns] of joint states and simulator states; older ones are not driven by
 
 
@@ -52,6 +77,7 @@ class TeleopNode(VigilNode):
         self.declare_parameter("reaction_s", 0.5)
         self.declare_parameter("tty", "")
         self._device: Device | None = None
+        self._buttons: Buttons | None = None
 
     # Life cycle -----------------------------------------------------------------------------------------------
 
@@ -77,6 +103,11 @@ class TeleopNode(VigilNode):
         self._command = TeleopCommand(names=list(self._columns))
         self._device = make_device(rig, options)
         self._device.open()
+        self._buttons = Buttons(rig.teleop.buttons)
+        self._buttons.open()
+        self._episode_buttons, self._episode = EpisodeButtons(), EpisodeState()
+        self._asked = ""  # what became of the last press of an episode button
+        self._ticks, self._rates = Rate(), {}
         self._command.device = self._device.name
         self._command_topic = self.advertise(TeleopCommand, "teleop/command", SENSOR)
         # What is read at every poll of the device waits for it.
@@ -87,7 +118,22 @@ class TeleopNode(VigilNode):
         if rig.sim is not None:
             listen(SimState, "sim/state", self._on_world, NEWEST)
             self.inbox.listen(TaskState, "sim/task", self._on_task, EVENTS)
+        for sink in (self._device, self._buttons):
+            for source in sink.inputs:
+                kind, convert = KINDS[source.kind]
+                self._rates[source] = Rate()
+                listen(kind, source.topic, partial(self._on_input, sink, source, convert), STREAM)
+        self.inbox.listen(EpisodeState, "record/episode", self._on_episode, LATCHED)
+        self._recorder = {
+            StartEpisode: self._client(StartEpisode, "record/start"),
+            EndEpisode: self._client(EndEpisode, "record/end"),
+        }
         self.serve(SetBool, "teleop/set_active", self._on_set_active)
+
+    def _client(self, kind: type, name: str) -> Client:
+        client = self.create_client(kind, name)
+        self._made.append((self.destroy_client, client))
+        return client
 
     def start(self) -> None:
         self._last_tick = 0
@@ -103,16 +149,38 @@ class TeleopNode(VigilNode):
         self._send(max(self.now(), self._last_tick), Reading(False))
 
     def teardown(self) -> None:
-        if self._device is not None:
-            self._device.close()
-            self._device = None
+        for opened in (self._device, self._buttons):
+            if opened is not None:
+                opened.close()
+        self._device = self._buttons = None
 
     def diagnose(self) -> Iterable[Health]:
+        trouble = self._trouble or self._device.trouble or self._buttons.trouble
         yield Health(
             f"device {self._device.name}",
-            WARN if self._trouble else OK,
-            self._trouble or self._device.state,
-            {"deadman": self._command.deadman, "sent": self._sent, "last_refused": self._refused},
+            WARN if trouble else OK,
+            trouble or self._device.state,
+            {
+                "deadman": self._command.deadman,
+                "sent": self._sent,
+                "last_refused": self._refused,
+                "last_episode_button": self._asked,
+            },
+        )
+        if not self.lockstep:  # simulated time has no rate of its own
+            yield self._pace("commands", self._ticks)
+            for source, rate in self._rates.items():
+                yield self._pace(f"input {source.topic}", rate, judged=source.kind != "button")
+
+    def _pace(self, what: str, rate: Rate, *, judged: bool = True) -> Health:
+        hertz, jitter = rate.measure(self.now() / 1e9)
+        declared = self.rig.teleop.rate
+        slow = judged and hertz < SLOW * declared
+        return Health(
+            what,
+            WARN if slow else OK,
+            f"{hertz:.1f} Hz, teleop.rate is {declared:g}: lower it, or find what is slow" if slow else "ok",
+            {"rate_hz": f"{hertz:.2f}", "jitter_ms": f"{1e3 * jitter:.2f}"},
         )
 
     # Inputs ---------------------------------------------------------------------------------------------------
@@ -142,6 +210,21 @@ class TeleopNode(VigilNode):
     def _on_task(self, message: TaskState) -> None:
         self._task = message
 
+    def _on_input(self, sink: Device | Buttons, source: Input, convert: Any, message: Any) -> None:
+        now = self.now()
+        header = getattr(message, "header", None)
+        stamp = now if header is None else nanoseconds(header.stamp) or now
+        self._rates[source].note(stamp / 1e9)
+        try:
+            sink.feed(source.topic, convert(message), now / 1e9)
+        except BadInput as error:
+            if str(error) != self._refused:
+                self.get_logger().error(f"refused: {error}")
+            self._refused = str(error)
+
+    def _on_episode(self, message: EpisodeState) -> None:
+        self._episode = message
+
     def _on_set_active(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
         refusal = self._device.set_active(request.data) if self.active else "the teleop node is not active"
         if refusal and not request.data:
@@ -165,10 +248,23 @@ class TeleopNode(VigilNode):
 
     def _tick(self, now: int) -> None:
         self._last_tick = now
+        self._ticks.note(now / 1e9)
         self.inbox.fetch()
-        self._send(now, self._device.poll(now / 1e9, self._surroundings(now)))
+        beside = self._buttons.poll(now / 1e9)
+        reading = self._device.poll(now / 1e9, self._surroundings(now, beside.get("deadman")))
+        reading = replace(
+            reading,
+            hand_back=reading.hand_back or bool(beside.get("hand_back")),
+            pressed={*reading.pressed, *(role for role, down in beside.items() if down)},
+        )
+        self._send(now, reading)
+        self._episode_buttons.note(
+            self._episode.episode_id if self._episode.recording else "", self._arm.authority_name
+        )
+        for role in self._episode_buttons.pressed(reading.pressed):
+            self._ask_recorder(role)
 
-    def _surroundings(self, now: int) -> Surroundings:
+    def _surroundings(self, now: int, deadman: bool | None) -> Surroundings:
         def fresh(item: tuple[int, Any] | None) -> Any:
             return item[1] if item is not None and now - item[0] <= TOO_OLD else None
 
@@ -182,6 +278,7 @@ class TeleopNode(VigilNode):
         current = self._task.scene == self._scene
         return Surroundings(
             measured=measured,
+            deadman=deadman,
             world=world,
             authority=self._arm.authority_name,
             event=self._arm.event,
@@ -199,6 +296,50 @@ class TeleopNode(VigilNode):
         command.request_hand_back = reading.hand_back
         self._command_topic.publish(command)
         self._sent += 1
+
+    # Episodes -------------------------------------------------------------------------------------------------
+
+    def _ask_recorder(self, role: str) -> None:
+        if role == "start":
+            request: Any = StartEpisode.Request()
+        else:
+            request = EndEpisode.Request(
+                outcome=self._episode_buttons.outcome(role), termination_reason=REASON
+            )
+        client = self._recorder[StartEpisode if role == "start" else EndEpisode]
+        if not client.service_is_ready():
+            self._tell(role, f"no recorder answers {client.srv_name}: bring the rig up with its recorder")
+            return
+        client.call_async(request).add_done_callback(partial(self._on_answer, role))
+
+    def _on_answer(self, role: str, answer: Future) -> None:
+        response = answer.result()
+        self._tell(role, "" if response.success else response.message)
+
+    def _tell(self, role: str, refusal: str) -> None:
+        self._asked = f"{role}: {refusal or 'done'}"
+        if refusal:
+            self.get_logger().error(f"episode button {self._asked}")
+        else:
+            self.get_logger().info(f"episode button {self._asked}")
+
+
+def _joints(message: JointState) -> Joints:
+    return Joints(message.name, message.position)
+
+
+def _poses(message: PoseArray) -> Poses:
+    positions = [(p.position.x, p.position.y, p.position.z) for p in message.poses]
+    turns = [(p.orientation.x, p.orientation.y, p.orientation.z, p.orientation.w) for p in message.poses]
+    return Poses(np.array(positions).reshape(-1, 3), np.array(turns).reshape(-1, 4))
+
+
+def _pressed(message: Bool) -> bool:
+    return message.data
+
+
+KINDS = {"joints": (JointState, _joints), "poses": (PoseArray, _poses), "button": (Bool, _pressed)}
+"""Message type of each kind of input, and what makes a sample of it."""
 
 
 main = partial(spin_node, TeleopNode)

@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
 from vigil.rig import RigConfig
 from vigil.teleop.device import Device, DeviceOptions
+
+CLASSES = {
+    "scripted": "ScriptedDevice",
+    "keyboard": "KeyboardDevice",
+    "leader": "LeaderDevice",
+    "spacemouse": "SpaceMouseDevice",
+    "gamepad": "GamepadDevice",
+    "body": "BodyDevice",
+}
 
 
 def make_device(rig: RigConfig, options: DeviceOptions) -> Device:
@@ -12,11 +23,6 @@ def make_device(rig: RigConfig, options: DeviceOptions) -> Device:
     Raises:
         VigilError: it cannot drive this rig.
     """
-    # Imported when chosen: a device on a real rig must not need the simulator.
-    if rig.teleop.device == "keyboard":
-        from vigil.teleop.devices.keyboard import KeyboardDevice
-
-        return KeyboardDevice(rig, options)
-    from vigil.teleop.devices.scripted import ScriptedDevice
-
-    return ScriptedDevice(rig, options)
+    kind = rig.teleop.device
+    # Imported when chosen: a device on a real rig must not need the simulator, nor another device's packages.
+    return getattr(import_module(f"vigil.teleop.devices.{kind}"), CLASSES[kind])(rig, options)

@@ -17,15 +17,17 @@ import numpy as np
 from vigil.errors import VigilError
 from vigil.rig import RigConfig
 from vigil.teleop.device import Device, DeviceOptions, Mode, Reading, Surroundings
-from vigil.teleop.jog import JogTarget
+from vigil.teleop.jog import JogTargets
 
 FIRST_HOLD = 0.8  # [s] after a single press: terminals repeat a held key only after up to 0.66 s
 REPEAT_HOLD = 0.3  # [s] after a repeat
 REPEAT_GAP = 0.15  # [s] between repeats of a held key, at most
 HAND_BACK_PULSE = 0.2  # [s]
+PRESS_TIME = 0.04  # [s] that a press counts as: terminals repeat at 25 Hz or so
 TOOL_STEP, TURN_STEP, JOINT_STEP, GRIPPER_STEP = 0.004, 0.02, 0.015, 0.005  # m, rad, rad, m
 
-DEADMAN, MODE, RELEASE, HAND_BACK, OPEN, CLOSE = " ", "m", "\x1b", "b", "x", "z"
+DEADMAN, MODE, RELEASE, HAND_BACK, OPEN, CLOSE, SWITCH = " ", "m", "\x1b", "b", "x", "z", "\t"
+EPISODE_KEYS = {"n": "start", "1": "success", "2": "failure", "3": "discard"}
 # Tool mode: translation along, then rotation about, the base's axes.
 TOOL_KEYS: dict[str, tuple[int, int]] = {
     "w": (0, 1), "s": (0, -1), "a": (1, 1), "d": (1, -1), "r": (2, 1), "f": (2, -1),
@@ -38,7 +40,8 @@ _SEQUENCE = re.compile(r"\x1b(\[[0-9;]*[a-z~]|o[a-z])")  # arrows and the like, 
 HELP = (
     "\r\nkeyboard teleoperation: hold a key to hold the deadman\r\n"
     "  space: take over, stay      Esc: let go at once      b: hand back to the policy\r\n"
-    "  z, x: gripper close, open   m: tool or joints\r\n"
+    "  z, x: gripper close, open   m: tool or joints        Tab: next arm\r\n"
+    "  episode: n begins one; 1 ends it as a success, 2 as a failure, 3 discards it\r\n"
     "  tool:   w/s x  a/d y  r/f z   u/o roll  i/k pitch  j/l yaw\r\n"
     "  joints: q w e r t y u plus    a s d f g h j minus\r\n"
 )
@@ -51,9 +54,8 @@ class KeyboardDevice(Device):
 
     def __init__(self, rig: RigConfig, options: DeviceOptions) -> None:
         self._path = options.tty or os.environ.get("VIGIL_TTY", "") or "/dev/tty"
-        self._target = JogTarget(rig.arm)
-        joints = len(rig.arm.joints)
-        self._plus, self._minus = JOINT_PLUS[:joints], JOINT_MINUS[:joints]
+        self._target = JogTargets(rig)
+        self._pressed: set[str] = set()  # episode keys, since the last poll
         self._tty: int | None = None
         self._restore: list | None = None
         self._tool_mode = True
@@ -89,19 +91,24 @@ class KeyboardDevice(Device):
         keys = self._keys()
         if now >= self._held_until:
             self._was_held = False
+        self._pressed = set()
         for key in keys:
             self._press(key, now, around.measured)
         hand_back = now < self._hand_back_until
         if now >= self._held_until or around.measured is None:
             self._was_held = False
-            return Reading(False, None, Mode.RELATIVE, hand_back)
-        return Reading(True, self._target.positions, Mode.RELATIVE, hand_back)
+            return Reading(False, None, Mode.RELATIVE, hand_back, self._pressed)
+        return Reading(True, self._target.positions, Mode.RELATIVE, hand_back, self._pressed)
 
     @property
     def state(self) -> str:
         if self._gone:
             return f"{self._path} was closed: start the node anew with another terminal"
-        return f"{self._path}, {'tool' if self._tool_mode else 'joint'} mode"
+        return f"{self._path}, {'tool' if self._tool_mode else 'joint'} mode of {self._target.arm.name}"
+
+    @property
+    def trouble(self) -> str:
+        return self.state if self._gone else ""
 
     # Keys -----------------------------------------------------------------------------------------------------
 
@@ -123,9 +130,14 @@ class KeyboardDevice(Device):
         elif key == HAND_BACK:
             self._held_until = -np.inf
             self._hand_back_until = now + HAND_BACK_PULSE
-        elif key == MODE:
-            self._tool_mode = not self._tool_mode
-            self._say(f"\r\n{'tool' if self._tool_mode else 'joint'} mode\r\n")
+        elif key in EPISODE_KEYS:
+            self._pressed.add(EPISODE_KEYS[key])
+        elif key in (MODE, SWITCH):
+            if key == MODE:
+                self._tool_mode = not self._tool_mode
+            else:
+                self._target.switch()
+            self._say(f"\r\n{'tool' if self._tool_mode else 'joint'} mode of {self._target.arm.name}\r\n")
         elif measured is not None and self._bound(key):
             self._hold(key, now, measured)
             if not self._move(key):
@@ -146,19 +158,20 @@ class KeyboardDevice(Device):
         if key == DEADMAN:
             return True
         if key in (OPEN, CLOSE):
-            return self._target.step_gripper(GRIPPER_STEP if key == OPEN else -GRIPPER_STEP)
+            return self._target.active.step_gripper(GRIPPER_STEP if key == OPEN else -GRIPPER_STEP)
         if self._tool_mode:
             axis, sign = TOOL_KEYS[key]
             step = np.zeros(6)
             step[axis] = sign * (TOOL_STEP if axis < 3 else TURN_STEP)
-            return self._target.step_tool(step[:3], step[3:])
-        plus = key in self._plus
-        index = (self._plus if plus else self._minus).index(key)
-        return self._target.step_column(index, JOINT_STEP if plus else -JOINT_STEP)
+            return self._target.active.step_tool(step[:3], step[3:], PRESS_TIME)
+        plus = key in JOINT_PLUS
+        index = (JOINT_PLUS if plus else JOINT_MINUS).index(key)
+        return self._target.active.step_column(index, JOINT_STEP if plus else -JOINT_STEP)
 
     def _bound(self, key: str) -> bool:
         """Other keys do nothing; above all they are no deadman."""
-        keys = TOOL_KEYS if self._tool_mode else self._plus + self._minus
+        joints = len(self._target.arm.joints)
+        keys = TOOL_KEYS if self._tool_mode else JOINT_PLUS[:joints] + JOINT_MINUS[:joints]
         return key in ANY_MODE or key in keys
 
     def _say(self, text: str) -> None:
