@@ -264,7 +264,9 @@ LEADER = {
     "leaders": [
         {"topic": "leader/joint_states", "gripper": {"name": "trigger", "closed": 1.0, "open": 0.0}},
     ],
-    "buttons": {name: {"topic": f"pedal/{name}"} for name in ("deadman", "start", "success", "discard")},
+    "buttons": {
+        name: {"topic": f"pedal/{name}"} for name in ("deadman", "start", "mark", "success", "discard")
+    },
 }
 
 
@@ -398,6 +400,8 @@ def test_episode_buttons_reach_the_real_recorder(tmp_path):
                 assert client.configure("record")
                 assert client.activate("record")
                 wait_for(lambda: cell.press("start") or (episodes and episodes[-1].recording))
+                wait_for(lambda: cell.press("mark") or episodes[-1].marks)
+                assert episodes[-1].marks[0].startswith("perturbation at ")
                 wait_for(lambda: cell.press("success") or episodes[-1].outcome == "success")
                 assert episodes[-1].termination_reason == "operator_stop"
                 assert not episodes[-1].recording

@@ -6,7 +6,7 @@ device is there. In lock step it works on the simulator's instants that are mult
     teleop/set_active    std_srvs/SetBool: the scripted operator takes over, or releases
 
 What a device or a button hears over topics (`Device.inputs`) is fed to it. Buttons that begin or end an episode call the
-recorder's ``record/start`` and ``record/end``.
+recorder's ``record/start``, ``record/mark`` and ``record/end``.
 
 Parameters: ``on_alarm`` (the scripted operator answers alarms by itself), ``reaction_s`` (how long that takes it),
 ``tty`` (terminal of the keyboard).
@@ -29,7 +29,7 @@ from sensor_msgs.msg import JointState
 from std_msgs.msg import Bool
 from std_srvs.srv import SetBool
 from vigil_msgs.msg import ControlState, EpisodeState, SimState, TaskState, TeleopCommand
-from vigil_msgs.srv import EndEpisode, StartEpisode
+from vigil_msgs.srv import EndEpisode, MarkEpisode, StartEpisode
 
 from vigil.errors import VigilError
 from vigil.joints import BadJointState, JointSource, joint_sources
@@ -127,6 +127,7 @@ class TeleopNode(VigilNode):
         self._recorder = {
             StartEpisode: self._client(StartEpisode, "record/start"),
             EndEpisode: self._client(EndEpisode, "record/end"),
+            MarkEpisode: self._client(MarkEpisode, "record/mark"),
         }
         self.serve(SetBool, "teleop/set_active", self._on_set_active)
 
@@ -300,13 +301,11 @@ class TeleopNode(VigilNode):
     # Episodes -------------------------------------------------------------------------------------------------
 
     def _ask_recorder(self, role: str) -> None:
-        if role == "start":
-            request: Any = StartEpisode.Request()
-        else:
-            request = EndEpisode.Request(
-                outcome=self._episode_buttons.outcome(role), termination_reason=REASON
-            )
-        client = self._recorder[StartEpisode if role == "start" else EndEpisode]
+        kind = {"start": StartEpisode, "mark": MarkEpisode}.get(role, EndEpisode)
+        request = kind.Request()
+        if kind is EndEpisode:
+            request.outcome, request.termination_reason = self._episode_buttons.outcome(role), REASON
+        client = self._recorder[kind]
         if not client.service_is_ready():
             self._tell(role, f"no recorder answers {client.srv_name}: bring the rig up with its recorder")
             return

@@ -15,10 +15,12 @@ from vigil.fields import Finite, Positive, Strict
 if TYPE_CHECKING:
     from vigil.rig import ArmConfig
 
-Role = Literal["deadman", "hand_back", "start", "success", "failure", "discard"]
+Role = Literal["deadman", "hand_back", "start", "success", "failure", "discard", "mark"]
 """What a button is for: ``start`` begins a recorded episode, the three after it end it with their outcome."""
-EPISODE_ROLES: tuple[Role, ...] = ("start", "success", "failure", "discard")
-Action = Literal["deadman", "hand_back", "start", "success", "failure", "discard", "open", "close", "switch"]
+EPISODE_ROLES: tuple[Role, ...] = ("start", "success", "failure", "discard", "mark")
+Action = Literal[
+    "deadman", "hand_back", "start", "success", "failure", "discard", "mark", "open", "close", "switch"
+]
 """What a button of a Cartesian device may do: also open or close the gripper, or switch to the rig's next arm."""
 Topic = Annotated[str, Field(pattern=r"^/?[A-Za-z_]\w*(/[A-Za-z_]\w*)*$")]
 Quaternion = tuple[Finite, Finite, Finite, Finite]

@@ -27,7 +27,7 @@ PRESS_TIME = 0.04  # [s] that a press counts as: terminals repeat at 25 Hz or so
 TOOL_STEP, TURN_STEP, JOINT_STEP, GRIPPER_STEP = 0.004, 0.02, 0.015, 0.005  # m, rad, rad, m
 
 DEADMAN, MODE, RELEASE, HAND_BACK, OPEN, CLOSE, SWITCH = " ", "m", "\x1b", "b", "x", "z", "\t"
-EPISODE_KEYS = {"n": "start", "1": "success", "2": "failure", "3": "discard"}
+EPISODE_KEYS = {"n": "start", "1": "success", "2": "failure", "3": "discard", "4": "mark"}
 # Tool mode: translation along, then rotation about, the base's axes.
 TOOL_KEYS: dict[str, tuple[int, int]] = {
     "w": (0, 1), "s": (0, -1), "a": (1, 1), "d": (1, -1), "r": (2, 1), "f": (2, -1),
@@ -41,7 +41,7 @@ HELP = (
     "\r\nkeyboard teleoperation: hold a key to hold the deadman\r\n"
     "  space: take over, stay      Esc: let go at once      b: hand back to the policy\r\n"
     "  z, x: gripper close, open   m: tool or joints        Tab: next arm\r\n"
-    "  episode: n begins one; 1 ends it as a success, 2 as a failure, 3 discards it\r\n"
+    "  episode: n begins one; 1 ends it as a success, 2 as a failure, 3 discards it; 4 marks a disturbance\r\n"
     "  tool:   w/s x  a/d y  r/f z   u/o roll  i/k pitch  j/l yaw\r\n"
     "  joints: q w e r t y u plus    a s d f g h j minus\r\n"
 )
