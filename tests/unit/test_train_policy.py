@@ -13,7 +13,12 @@ from vigil.errors import VigilError  # noqa: E402
 from vigil.policy.runtime import PolicyRuntime  # noqa: E402
 from vigil.rig import load_rig  # noqa: E402
 from vigil.train.config import TrainConfig, load_config  # noqa: E402
-from vigil.train.demonstrations import DemonstrationSet, chunks_of, draw_appearance  # noqa: E402
+from vigil.train.demonstrations import (  # noqa: E402
+    DemonstrationSet,
+    chunks_of,
+    draw_appearance,
+    kinematics_of,
+)
 from vigil.train.export import export_bundle, load_policy  # noqa: E402
 from vigil.train.model import DdimSampler, PolicyNet, cosine_schedule, ddim_steps  # noqa: E402
 from vigil.train.trainer import Trainer  # noqa: E402
@@ -35,7 +40,7 @@ def config(**changes) -> TrainConfig:
     return TrainConfig(**SMALL | {"steps": 40} | changes)
 
 
-def small_set(episodes: int = 3, steps: int = 12) -> DemonstrationSet:
+def small_set(episodes: int = 3, steps: int = 12, kinematics: str = "franka") -> DemonstrationSet:
     """Pictures that say where the arm has to go: their brightness is the wanted joint angle."""
     rng = np.random.default_rng(0)
     rows, columns = episodes * steps, len(RIG.arm.columns)
@@ -45,6 +50,7 @@ def small_set(episodes: int = 3, steps: int = 12) -> DemonstrationSet:
         cameras=("wrist", "scene"),
         columns=RIG.arm.columns,
         grippers=("gripper",),
+        kinematics=kinematics,
         task=RIG.task,
         images={"wrist": picture, "scene": picture.copy()},
         states=rng.uniform(-1, 1, (rows, columns)).astype(np.float32),
@@ -143,6 +149,21 @@ def test_training_learns_resumes_exactly_and_exports_a_bundle_that_runs(tmp_path
         sampled = DdimSampler(net, 4)(torch.from_numpy(noise), expected)
     np.testing.assert_allclose(embedding, expected[0], atol=1e-5)
     np.testing.assert_allclose(chunks, sampled, atol=1e-4)
+
+
+def test_a_bundle_is_for_the_arms_of_its_rig(tmp_path) -> None:
+    assert [kinematics_of(load_rig(name)) for name in ("franka_sim", "aloha")] == ["franka", "viperx300s"]
+    first, second = load_rig("aloha").arms
+    mixed = load_rig("aloha").model_copy(
+        update={"arms": (first, second.model_copy(update={"kinematics": "franka"}))}
+    )
+    with pytest.raises(VigilError, match="several kinds"):
+        kinematics_of(mixed)
+    trainer = Trainer(config(steps=2), small_set(kinematics="viperx300s"), tmp_path / "run")
+    trainer.run()
+    spec = export_bundle(trainer.checkpoint_path, tmp_path / "bundle").spec
+    assert spec.kinematics == "viperx300s"
+    assert "kinematics" not in spec.training
 
 
 def test_a_missing_checkpoint_and_a_wrong_setting_say_what_to_do(tmp_path) -> None:

@@ -55,6 +55,7 @@ OPTIONAL = {
     "av": "dataset",
     "h5py": "dataset",
     "pyarrow": "dataset",
+    "rerun": "view",
 }
 
 

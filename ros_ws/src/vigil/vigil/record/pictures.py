@@ -32,3 +32,15 @@ def picture_of(message: Any, camera: str) -> np.ndarray:
     if hasattr(message, "format"):
         return decode_picture(message.data, camera)
     return frame_view(message.encoding, message.height, message.width, message.step, message.data)
+
+
+def compressed_picture(message: Any, camera: str) -> bytes:
+    """The same as a file: JPEG, or whatever a CompressedImage holds, which is passed on as it is.
+
+    Raises:
+        VigilError: the picture is in an encoding that is not read.
+    """
+    if hasattr(message, "format"):
+        return bytes(message.data)
+    bgr = cv2.cvtColor(picture_of(message, camera), cv2.COLOR_RGB2BGR)
+    return cv2.imencode(".jpg", bgr)[1].tobytes()

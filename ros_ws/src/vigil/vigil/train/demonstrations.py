@@ -46,6 +46,7 @@ class DemonstrationSet:
     cameras: tuple[str, ...]
     columns: tuple[str, ...]
     grippers: tuple[str, ...]  # those of the columns that are in m
+    kinematics: str  # of the arms
     task: str
     images: dict[str, np.ndarray]  # camera -> uint8 [N, S, S, 3]
     states: np.ndarray  # float32 [N, D]
@@ -86,12 +87,27 @@ class DemonstrationSet:
             "cameras": list(self.cameras),
             "columns": list(self.columns),
             "grippers": list(self.grippers),
+            "kinematics": self.kinematics,
             "task": self.task,
             "action_std": [float(v) for v in self.chunks.reshape(-1, len(self.columns)).std(0) + 1e-4],
             "demonstrations": len(np.unique(self.episode)),
             "rows": len(self.states),
             "data_sha256": digest,
         }
+
+
+def kinematics_of(rig: RigConfig) -> str:
+    """The chain of all arms of a rig.
+
+    Raises:
+        VigilError: they differ.
+    """
+    chains = sorted({arm.kinematics for arm in rig.arms})
+    if len(chains) > 1:
+        raise VigilError(
+            f"rig {rig.name} has arms of several kinds ({', '.join(chains)}): a policy drives one kind"
+        )
+    return chains[0]
 
 
 def chunks_of(commands: np.ndarray, horizon: int) -> np.ndarray:
@@ -146,6 +162,7 @@ def _of_dataset(folder: Path, rig: RigConfig, config: TrainConfig) -> Demonstrat
         cameras,
         rig.columns,
         rig.gripper_columns,
+        kinematics_of(rig),
         rows.task,
         rows.images,
         rows.states,
@@ -190,7 +207,7 @@ def _unpack(stored: np.lib.npyio.NpzFile, rig: RigConfig) -> DemonstrationSet:
     weights = stored.get("weights")
     task = str(stored.get("task", rig.task))
     return DemonstrationSet(
-        cameras, rig.columns, rig.gripper_columns, task, images, **arrays, weights=weights
+        cameras, rig.columns, rig.gripper_columns, kinematics_of(rig), task, images, **arrays, weights=weights
     )
 
 
@@ -303,6 +320,7 @@ def assemble(
         cameras,
         rig.columns,
         rig.gripper_columns,
+        kinematics_of(rig),
         rig.task,
         images,
         states=np.concatenate([d.states for d in demonstrations]),

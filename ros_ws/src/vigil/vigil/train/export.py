@@ -111,7 +111,7 @@ def export_bundle(checkpoint: Path, folder: Path, sampler_steps: int | None = No
     spec = BundleSpec(
         name=config.name,
         task=facts["task"],
-        kinematics="franka",
+        kinematics=facts.get("kinematics", "franka"),  # older checkpoints do not tell
         cameras=cameras,
         image_size=side,
         state=units,
@@ -127,7 +127,7 @@ def export_bundle(checkpoint: Path, folder: Path, sampler_steps: int | None = No
         training={
             k: v
             for k, v in facts.items()
-            if k not in ("columns", "action_std", "cameras", "task", "gripper", "grippers")
+            if k not in ("columns", "action_std", "cameras", "task", "gripper", "grippers", "kinematics")
         },
     )
     write_bundle_yaml(spec, folder)

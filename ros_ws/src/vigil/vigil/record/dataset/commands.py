@@ -128,6 +128,24 @@ def report(
     console.print(f"report: {page}")
 
 
+@app.command()
+def view(
+    episode: Annotated[
+        Path, typer.Argument(help="a recording (.mcap), also one that was cut short (.mcap.part)")
+    ],
+    save: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.rrd", help="write a file for the viewer, on machines without a screen"),
+    ] = None,
+) -> None:
+    """Look at one recorded episode in rerun: pictures, joints, chunks, scores, alarms, and who was in control."""
+    from vigil.record.dataset.view import view as show
+
+    show(episode, save)
+    if save:
+        Console().print(f"{save}: open it with `rerun {save}`", highlight=False)
+
+
 def _progress(console: Console) -> Progress:
     return Progress(
         TextColumn("{task.description}"),

@@ -27,6 +27,7 @@ _STAMP = struct.Struct("<iI")  # of a header, behind the four bytes that tell th
 class Joints:
     """One topic of joint states; n samples of the columns it holds."""
 
+    topic: str
     stream: Stream
     columns: tuple[str, ...]
     positions: np.ndarray  # float64 [n, columns], rad and m
@@ -226,7 +227,7 @@ def _of_topic(reader: EpisodeReader, topic: str, picked: Sequence[_Column]) -> J
     stream = make_stream(f"joint states {topic}", rows["header.stamp"], np.isfinite(positions).all(1))
     if not len(stream):
         raise VigilError(f"{topic} holds no finite joint state")
-    return Joints(stream, tuple(c.column for c in picked), positions[stream.index])
+    return Joints(topic, stream, tuple(c.column for c in picked), positions[stream.index])
 
 
 def _verdicts(reader: EpisodeReader) -> Verdicts:
