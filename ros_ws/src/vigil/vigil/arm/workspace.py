@@ -143,15 +143,7 @@ class ToolSpace:
         return target if distance <= longest else position + (longest / distance) * (target - position)
 
     def forbids(self, times: np.ndarray, positions: np.ndarray, velocities: np.ndarray) -> str:
-        """Why the tool may not take a way, in words; empty if it may.
-
-        Args:
-            times: [P] s, increasing.
-            positions: [P, N] from the present setpoint on.
-            velocities: [P - 1, N], without the present one.
-
-        Who is outside already may go where it is less far outside.
-        """
+        """As `Workspace.forbids`, for the arm's own columns and its tool."""
         points = [self._tool(position) for position in positions.tolist()]
         steps = [math.dist(a, b) for a, b in pairwise(points)]
         # Joints do not brake alike: the tool can be faster within a stop than at both of its ends.
