@@ -7,14 +7,14 @@ import gc
 import os
 from pathlib import Path
 
-PRIORITY = 10
-"""SCHED_FIFO priority: above every ordinary process, below the kernel's own threads."""
+PRIORITY, ALARMING = 10, 5
+"""SCHED_FIFO priorities, above every ordinary process and below the kernel's own threads: of the arm; of what may stop it."""
 
 NICER = 10
 AUTOGROUP, TASKS = Path("/proc/self/autogroup"), Path("/proc/self/task")
 
 
-def ask_for_priority(*, all_threads: bool = False) -> str:
+def ask_for_priority(priority: int = PRIORITY, *, all_threads: bool = False) -> str:
     """Schedule the calling thread before ordinary ones, if allowed; says in words what was granted.
 
     With ``all_threads`` all that the process has now: those in which the middleware receives, too.
@@ -23,13 +23,13 @@ def ask_for_priority(*, all_threads: bool = False) -> str:
         for thread in map(int, os.listdir(TASKS)) if all_threads else (0,):
             with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
                 os.sched_setscheduler(
-                    thread, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(PRIORITY)
+                    thread, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(priority)
                 )
     except (PermissionError, AttributeError):
         return (
             "ordinary priority (real-time priority needs `ulimit -r`): periods lengthen on a loaded machine"
         )
-    return f"real-time priority {PRIORITY}"
+    return f"real-time priority {priority}"
 
 
 def settle_memory() -> None:

@@ -40,7 +40,7 @@ from vigil.node import (
     to_stamp,
 )
 from vigil.policy.bundle import load_bundle
-from vigil.scheduling import step_forward
+from vigil.scheduling import ALARMING, ask_for_priority, step_forward
 
 LATE_CHECK = 0.1  # s between two looks at whether evidence is late
 
@@ -82,7 +82,8 @@ class MonitorNode(VigilNode):
         self._heard = time.monotonic()
         self._forget()
         if not self.lockstep:
-            step_forward(all_threads=True)  # its verdict may stop the arm
+            step_forward(all_threads=True)  # where the following is not allowed
+            ask_for_priority(ALARMING, all_threads=True)  # its verdict may stop the arm
             self._timer = self.create_timer(LATE_CHECK, self._check_late)
 
     def stop(self) -> None:
