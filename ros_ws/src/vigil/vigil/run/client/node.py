@@ -66,7 +66,7 @@ class RigClient:
 
     def __init__(self, rig: RigConfig) -> None:
         self.rig = rig
-        self.transitions: deque[ControlState] = deque(maxlen=64)
+        self._transitions: deque[ControlState] = deque(maxlen=64)
         self._history: dict[str, deque] = {
             name: deque(maxlen=keep) for name, (_, _, _, keep) in TOPICS.items()
         }
@@ -123,6 +123,11 @@ class RigClient:
     def chunk(self) -> ActionChunk | None:
         return self._newest("chunk")
 
+    @property
+    def transitions(self) -> list[ControlState]:
+        with self._news:
+            return list(self._transitions)
+
     def verdicts(self) -> list[FailureStatus]:
         """Verdicts since the last `forget`, oldest first."""
         with self._news:
@@ -138,7 +143,7 @@ class RigClient:
         with self._news:
             for name in ("monitor", "chunk", "task"):
                 self._history[name].clear()
-            self.transitions.clear()
+            self._transitions.clear()
 
     def wait_until(self, predicate: Callable[[RigClient], Any], timeout: float, what: str) -> Any:
         """Wait until ``predicate(self)`` is truthy and return what it gave.
@@ -258,7 +263,7 @@ class RigClient:
             if name == "arm":
                 previous = self._newest("arm")
                 if previous is not None and previous.transition != message.transition:
-                    self.transitions.append(message)
+                    self._transitions.append(message)
             self._history[name].append(message)
             self._received[name] = time.monotonic()
             self._news.notify_all()
