@@ -34,7 +34,7 @@ from vigil.run.session import Session, derive_rig
 NODES = ("camera_wrist", "camera_scene", "policy", "monitor", "teleop", "record", "arm")
 BACK = 60.0  # [s] for a killed process to be started again
 AWAY = 0.03  # [rad] of motion before the kill
-STILL = 1e-4  # [rad] between two joint states of an arm that stands
+STILL = 2e-3  # [rad] from where it comes to rest, of an arm that stands: held in contact it trembles
 
 
 def set_in_motion(client: RigClient, seed: int, rng: np.random.Generator) -> None:
@@ -78,9 +78,9 @@ def moved_until(path: Path, rig: RigConfig, killed: int) -> float:
         )
         for _, m in EpisodeReader(path).messages(f"{rig.arm.name}/joint_states")
     ]
-    stamps = np.array([stamp for stamp, _ in states])
-    steps = np.abs(np.diff([position for _, position in states], axis=0)).max(axis=1)
-    moving = stamps[1:][(stamps[1:] > killed) & (steps > STILL)]
+    stamps, positions = np.array([stamp for stamp, _ in states]), np.array([at for _, at in states])
+    away = np.abs(positions - positions[-1]).max(axis=1) > STILL
+    moving = stamps[(stamps > killed) & away]
     return float((moving[-1] - killed) / 1e9) if len(moving) else 0.0
 
 
