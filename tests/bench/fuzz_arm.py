@@ -277,10 +277,8 @@ class Fuzz:
 
     def tools(self, motion: np.ndarray) -> Iterator[tuple[ArmConfig, np.ndarray]]:
         """Each arm, and where its tool is along the motion: [T, 3] m in its base."""
-        start = 0
-        for arm in self.rig.arms:
-            joints = motion[:, start : start + len(arm.joints)]
-            start += len(arm.columns)
+        for arm, columns in self.rig.parts:
+            joints = motion[:, columns][:, : len(arm.joints)]
             yield arm, CHAINS[arm.kinematics].positions(joints, arm.tool_offset)
 
 

@@ -11,7 +11,7 @@ from time import sleep
 import cv2
 import numpy as np
 
-from support.cdr import encode, header, time
+from support.cdr import control_state, encode, header
 from vigil.record.definitions import full_definition
 from vigil.record.episode import ControlSpan, EpisodeRecord, JointFacts, Mark, TopicFacts
 from vigil.record.writer import EpisodeWriter, Topic
@@ -162,34 +162,16 @@ def authority_at(script: Script, seconds: float) -> str:
 
 
 def _arm(script: Script) -> Iterator[tuple[int, str, bytes]]:
-    kind = TYPES["arm/state"]
     zero = np.zeros(len(script.columns))
     for at, stamp in _times(script, 100.0, 0.0, "arm"):
-        data = encode(
-            kind,
-            header=header(START + stamp),
-            authority=0,
-            authority_name=authority_at(script, at / SECOND),
-            reason="",
-            transition=0,
-            event="",
-            event_stamp=time(0),
-            transition_stamp=time(0),
-            first_command_stamp=time(0),
+        data = control_state(
+            START + stamp,
+            authority_at(script, at / SECOND),
             first_step=zero,
             names=list(script.columns),
             commanded=joint_values(at / SECOND, len(script.columns)) + 10.0,
             measured=zero,
             ready=True,
-            blocked_by="",
-            period_mean=0.01,
-            period_p99=0.01,
-            period_jitter=0.0,
-            missed_deadlines=0,
-            command_latency=-1.0,
-            histogram_names=[],
-            histogram_edges=np.zeros(0),
-            histogram_counts=np.zeros(0, np.uint32),
         )
         yield at, "/rig/arm/state", data
 

@@ -7,10 +7,9 @@ import json
 import shutil
 from time import monotonic as time_now
 
-import numpy as np
 import pytest
 
-from support.cdr import encode, header, time
+from support.cdr import control_state, encode, header
 from vigil.errors import VigilError
 from vigil.record.definitions import full_definition
 from vigil.record.episode import ControlLog, check_outcome, choose_id, free_name
@@ -30,32 +29,8 @@ SECOND = 1_000_000_000
 
 
 def state(stamp: int, authority: str, transition: int) -> bytes:
-    eight = np.zeros(8)
-    return encode(
-        STATE,
-        header=header(stamp),
-        authority=0,
-        authority_name=authority,
-        reason=f"because {transition}",
-        transition=transition,
-        event="event",
-        event_stamp=time(0),
-        transition_stamp=time(0),
-        first_command_stamp=time(0),
-        first_step=eight,
-        names=["a"] * 8,
-        commanded=eight,
-        measured=eight,
-        ready=False,
-        blocked_by="",
-        period_mean=0.0,
-        period_p99=0.0,
-        period_jitter=0.0,
-        missed_deadlines=0,
-        command_latency=-1.0,
-        histogram_names=[],
-        histogram_edges=np.zeros(0),
-        histogram_counts=np.zeros(0, np.uint32),
+    return control_state(
+        stamp, authority, reason=f"because {transition}", transition=transition, event="event"
     )
 
 

@@ -148,7 +148,7 @@ class Chain:
         return x, y, z
 
     def skeleton(self, q: Sequence[float], tool_offset: Vector = (0.0, 0.0, 0.0)) -> list[Vector]:
-        """Ends of the body's links and then of the tool [m, base] for joint angles ``q`` [J] rad; Python's own numbers."""
+        """Ends of the body's links and then of the tool [m, base] for joint angles ``q`` [J] rad (what follows them is ignored)."""
         turns = [cmath.rect(1.0, q[joint] + zero) for joint, zero, _, _, _ in self._links]
         ends = [*((link.frame, link.end) for link in self.body)]
         x, y, z = tool_offset

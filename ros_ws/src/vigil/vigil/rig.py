@@ -343,6 +343,15 @@ class RigConfig(Strict):
         return tuple(column for arm in self.arms for column in arm.columns)
 
     @property
+    def parts(self) -> tuple[tuple[ArmConfig, slice], ...]:
+        """Each arm, and where its columns are among them; its gripper's is the last."""
+        found, start = [], 0
+        for arm in self.arms:
+            found.append((arm, slice(start, start + len(arm.columns))))
+            start += len(arm.columns)
+        return tuple(found)
+
+    @property
     def gripper_columns(self) -> tuple[str, ...]:
         """Those of them that are grippers."""
         return tuple(arm.gripper_column for arm in self.arms)

@@ -23,7 +23,7 @@ class Body:
 
     Args:
         arm: the arm.
-        columns: where its joints are among the rig's columns.
+        columns: where its columns are among the rig's.
 
     Attributes:
         radii: [S] m.
@@ -79,10 +79,7 @@ class Bodies:
     """All arms of a rig, against boxes and against each other."""
 
     def __init__(self, rig: RigConfig) -> None:
-        start, self._bodies = 0, []
-        for arm in rig.arms:
-            self._bodies.append(Body(arm, slice(start, start + len(arm.joints))))
-            start += len(arm.columns)
+        self._bodies = [Body(arm, columns) for arm, columns in rig.parts]
         self._distance = rig.arm_distance
         self._needed = len(self._bodies) > 1 or any(body.boxes for body in self._bodies)
 

@@ -84,7 +84,8 @@ class ArmController:
         self._blends = rig.teleop.takeover == "blended"
         self._lead = rig.policy.command_lead
         squeezes = [arm.gripper.squeeze for arm in rig.arms]
-        self._narrowest = np.array([np.inf if squeeze is None else squeeze for squeeze in squeezes])
+        self._squeeze = np.array([np.inf if squeeze is None else squeeze for squeeze in squeezes])
+        self._squeeze_is_limited = bool(np.isfinite(self._squeeze).any())
         self._operator_limit = int(rig.watchdogs.operator * SECOND)
         self.counts: Counter[str] = Counter()
         self.last_refusal = ""
@@ -323,11 +324,10 @@ class ArmController:
             position, velocity = self._tracker.target(self._chunk_instant(now))
             correction, its_velocity = self._correction.at(now + int(ahead * SECOND))
             position, velocity = position + correction, velocity + its_velocity
-        grippers = self.columns.is_gripper
-        if np.isfinite(self._narrowest).any():
+        if self._squeeze_is_limited:
             # A gripper that is driven by position presses harder the farther its command is below its width.
-            position = position.copy()
-            narrowest = self.feedback.position[grippers] - self._narrowest
+            position, grippers = position.copy(), self.columns.is_gripper
+            narrowest = self.feedback.position[grippers] - self._squeeze
             position[grippers] = np.maximum(position[grippers], narrowest)
         return position, velocity, ahead
 

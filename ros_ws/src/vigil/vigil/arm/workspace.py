@@ -37,11 +37,7 @@ class Workspace:
     """Limits of all arms of a rig; columns as in the rig file."""
 
     def __init__(self, rig: RigConfig) -> None:
-        self._tools: list[tuple[slice, ToolSpace]] = []
-        start = 0
-        for arm in rig.arms:
-            self._tools.append((slice(start, start + len(arm.columns)), ToolSpace(arm)))
-            start += len(arm.columns)
+        self._tools = [(columns, ToolSpace(arm)) for arm, columns in rig.parts]
         self._bodies = Bodies(rig)
 
     def slow_down(self, share: float) -> None:

@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
+from vigil.page import template
 from vigil.run import charts
 from vigil.run.story import Story
 
@@ -29,15 +28,7 @@ def render(stories: Sequence[Story], about: dict[str, Any]) -> str:
         about: what the page says about the run: ``title``, ``rig``, ``task``, ``policy``, ``made`` (a date), ``notes``
             (list of sentences).
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["value"] = shown
-    return environment.get_template("report.html").render(
+    return template(Path(__file__).with_name("report.html"), shown).render(
         about=about, episodes=[_view(story) for story in stories], told=all(story.told for story in stories)
     )
 

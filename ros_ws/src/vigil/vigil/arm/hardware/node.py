@@ -17,7 +17,7 @@ from rclpy.task import Future
 from std_msgs.msg import Float64MultiArray
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
-from vigil.arm.adapters.faults import DiagnosticFaults, Report, franka_fault
+from vigil.arm.adapters.faults import FRANKA_STOPPED, DiagnosticFaults, Report, franka_fault
 from vigil.arm.adapters.gripper_goals import Goal, GripperGoals
 from vigil.arm.adapters.interbotix import Group, JointGroup, JointSingle, Single
 from vigil.arm.adapters.plan import Plan
@@ -45,10 +45,7 @@ class Hardware:
         self._outlets: list[Callable[[Plan], None]] = []
         self._grippers: list[ActionGripper] = []
         self._recoveries: dict[str, Recovery] = {}
-        start = 0
-        for arm in node.rig.arms:
-            columns = slice(start, start + len(arm.columns))
-            start = columns.stop
+        for arm, columns in node.rig.parts:
             self._add_joints(arm, columns)
             self._add_gripper(arm, columns)
             self._watch(arm)
@@ -89,7 +86,7 @@ class Hardware:
 
     def _add_joints(self, arm: ArmConfig, columns: slice) -> None:
         if arm.controller_type == "joint_trajectory":
-            self._publish(TrajectoryAdapter(arm, columns), JointTrajectory, _trajectory_writer())
+            self._publish(TrajectoryAdapter(arm, columns), JointTrajectory, _write_trajectory)
         elif arm.controller_type == "forward_position":
             self._publish(ForwardPosition(arm, columns), Float64MultiArray, _write_forward)
         else:
@@ -124,8 +121,10 @@ class Hardware:
             )
 
     def _on_franka_state(self, arm: str, message: Any) -> None:
-        errors = message.current_errors
-        named = [name for name in errors.get_fields_and_field_types() if getattr(errors, name)]
+        named = []
+        if message.robot_mode in FRANKA_STOPPED:  # a hundred times a second: only then they are looked at
+            errors = message.current_errors
+            named = [name for name in errors.get_fields_and_field_types() if getattr(errors, name)]
         self._on_fault(arm, franka_fault(message.robot_mode, named))
 
     def _on_diagnostics(self, message: DiagnosticArray) -> None:
@@ -139,18 +138,15 @@ class Hardware:
 # Writing of messages; each is made once and filled anew ------------------------------------------------------------
 
 
-def _trajectory_writer() -> Callable[[JointTrajectory, Trajectory], JointTrajectory]:
-    def write(message: JointTrajectory, command: Trajectory) -> JointTrajectory:
-        message.header.stamp = to_stamp(command.stamp)
-        if len(message.points) != len(command.points):
-            message.joint_names = list(command.joint_names)
-            message.points = [JointTrajectoryPoint() for _ in command.points]
-        for point, planned in zip(message.points, command.points, strict=True):
-            point.positions, point.velocities = planned.positions, planned.velocities
-            point.time_from_start.sec, point.time_from_start.nanosec = divmod(planned.ahead, 1_000_000_000)
-        return message
-
-    return write
+def _write_trajectory(message: JointTrajectory, command: Trajectory) -> JointTrajectory:
+    message.header.stamp = to_stamp(command.stamp)
+    if len(message.points) != len(command.points):
+        message.joint_names = list(command.joint_names)
+        message.points = [JointTrajectoryPoint() for _ in command.points]
+    for point, planned in zip(message.points, command.points, strict=True):
+        point.positions, point.velocities = planned.positions, planned.velocities
+        point.time_from_start.sec, point.time_from_start.nanosec = divmod(planned.ahead, 1_000_000_000)
+    return message
 
 
 def _write_forward(message: Float64MultiArray, command: Forward) -> Float64MultiArray:

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import jinja2
 import numpy as np
 
 from vigil.errors import VigilError
+from vigil.page import template
 from vigil.record.dataset import quality
 from vigil.record.dataset.files import publish
 from vigil.record.dataset.quality import EpisodeData, EpisodeQuality
@@ -54,7 +54,7 @@ def write_report(root: Path, out: Path, tell: Callable[[int, int], None] = lambd
         views.append(_view(reader, episode, found, films[0]))
         alarms += films[1]
         tell(done + 1, len(episodes))
-    page = _template().render(
+    page = template(Path(__file__).with_name("report.html"), _shown).render(
         title=root.resolve().name,
         facts=_facts(reader, views, len(alarms)),
         outcomes=Counter(view["outcome"] for view in views),
@@ -69,18 +69,6 @@ def write_report(root: Path, out: Path, tell: Callable[[int, int], None] = lambd
     partial.write_text(page, encoding="utf-8")
     publish(partial, out)
     return out
-
-
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["value"] = _shown
-    return environment.get_template("report.html")
 
 
 def _shown(value: float | None, digits: int = 2, unit: str = "") -> str:
