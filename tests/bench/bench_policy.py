@@ -13,9 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from vigil.policy.bundle import SPEC_FILE, load_bundle
+from vigil.policy.bundle import load_bundle
 from vigil.policy.observation import prepare_image
 from vigil.policy.runtime import PolicyRuntime
+from vigil.policy.spec import SPEC_FILE
 from vigil.rig import load_rig, root
 
 SAMPLES = (1, 8, 24, 32, 256)
@@ -30,16 +31,16 @@ def measure(runtime: PolicyRuntime, rounds: int) -> dict[str, np.ndarray]:
     """Seconds of every variant, [rounds] each."""
     spec, rng = runtime.bundle.spec, np.random.default_rng(0)
     frames = {name: rng.integers(0, 255, (480, 640, 3), np.uint8) for name in spec.cameras}
-    images = {name: prepare_image(frame, spec.image_size) for name, frame in frames.items()}
+    images = {name: prepare_image(frame, spec.image_shape) for name, frame in frames.items()}
     state = np.zeros(len(spec.state), np.float32)
-    embedding = runtime.encode(images, state)
+    encoded = runtime.encode(images, state)
     variants = {
-        "two frames resized": lambda: [prepare_image(f, spec.image_size) for f in frames.values()],
+        "two frames resized": lambda: [prepare_image(f, spec.image_shape) for f in frames.values()],
         "encoder": lambda: runtime.encode(images, state),
     }
     for k in SAMPLES:
-        variants[f"K = {k}"] = lambda k=k: runtime.draw(embedding, k, rng)
-    variants["32 calls of K = 1"] = lambda: [runtime.draw(embedding, 1, rng) for _ in range(32)]
+        variants[f"K = {k}"] = lambda k=k: runtime.draw(encoded, k, rng)
+    variants["32 calls of K = 1"] = lambda: [runtime.draw(encoded, 1, rng) for _ in range(32)]
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for run in variants.values():
         run()
@@ -66,7 +67,7 @@ def main() -> None:
         runtime = PolicyRuntime(load_bundle(path), threads=args.threads)
         seconds = measure(runtime, args.rounds)
         print(
-            f"{path.name}, {runtime.sampler} {runtime.steps}, {runtime.providers.name}, {args.threads} threads [ms]"
+            f"{path.name}, {runtime.bundle.sampler_name} {runtime.sampler.steps}, {runtime.providers.name}, {args.threads} threads [ms]"
         )
         for name, values in seconds.items():
             median, high = np.percentile(values, (50, 99)) * 1e3

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from support.tiny_bundle import write_tiny_bundle
-from vigil.policy.bundle import LOOP_FILE
+from vigil.policy.spec import LOOP_FILE
 from vigil.rig import load_rig, root
 from vigil.run.domains import DOMAINS
 

@@ -17,7 +17,8 @@ from vigil_msgs.srv import LoadPolicy, SwitchTask
 from support.live_node import graph, process, wait_for
 from support.tiny_bundle import COLUMNS, HORIZON, write_tiny_bundle
 from vigil.node import COMMAND, EVENTS, EVIDENCE, LATCHED, SENSOR, nanoseconds, to_stamp
-from vigil.policy.bundle import LOOP_FILE, load_bundle
+from vigil.policy.bundle import load_bundle
+from vigil.policy.spec import LOOP_FILE
 from vigil.rig import load_rig
 
 NAMESPACE = "policy_test"

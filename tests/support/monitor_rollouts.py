@@ -72,8 +72,8 @@ def for_policy(rollout: Rollout, bundle: Bundle) -> Rollout:
         samples[..., names.index(name)] += rollout.samples[..., axis]
     policy = {
         "bundle_hash": bundle.content_hash,
-        "sampler": bundle.spec.default_sampler,
-        "sampler_steps": bundle.spec.sampler(bundle.spec.default_sampler).steps,
+        "sampler": bundle.sampler_name,
+        "sampler_steps": bundle.sampler.steps,
         "rig": "franka_sim",
     }
     return replace(

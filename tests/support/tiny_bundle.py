@@ -14,14 +14,15 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from vigil.policy import bundle as b
+from vigil.policy import spec as s
 
 JOINTS = tuple(f"fr3_joint{i}" for i in range(1, 8))
 COLUMNS = (*JOINTS, "gripper")
 SIZE, HORIZON, NOISE_GAIN = 96, 16, 0.01
 
 
-def columns(names: tuple[str, ...] = COLUMNS) -> tuple[b.Column, ...]:
-    return tuple(b.Column(name=name, unit="m" if name == "gripper" else "rad") for name in names)
+def columns(names: tuple[str, ...] = COLUMNS) -> tuple[s.Column, ...]:
+    return tuple(s.Column(name=name, unit="m" if name == "gripper" else "rad") for name in names)
 
 
 def write_tiny_bundle(
@@ -41,9 +42,9 @@ def write_tiny_bundle(
     folder.mkdir(parents=True, exist_ok=True)
     width = len(names)
     embedding = len(cameras) + width
-    _save(_encoder(cameras, width, embedding), folder / b.ENCODER_FILE)
-    _save(_loop(len(cameras), width, embedding, offset, gain), folder / b.LOOP_FILE)
-    spec = b.BundleSpec(
+    _save(_encoder(cameras, width, embedding), folder / s.ENCODER_FILE)
+    _save(_loop(len(cameras), width, embedding, offset, gain), folder / s.LOOP_FILE)
+    spec = s.BundleSpec(
         name=name,
         task=task,
         kinematics="franka",
@@ -56,8 +57,8 @@ def write_tiny_bundle(
         executed=8,
         step_dt=0.05,
         embedding_dim=embedding,
-        samplers={"ddim": b.Sampler(steps=10)},
-        hashes={file: b.file_hash(folder / file) for file in (b.ENCODER_FILE, b.LOOP_FILE)},
+        samplers={"ddim": s.Sampler(steps=10)},
+        hashes={file: b.file_hash(folder / file) for file in (s.ENCODER_FILE, s.LOOP_FILE)},
     )
     b.write_bundle_yaml(spec, folder)
     return folder
@@ -77,22 +78,22 @@ def _encoder(cameras: tuple[str, ...], width: int, embedding: int) -> onnx.Graph
     nodes, means = [], []
     for camera in cameras:
         nodes += [
-            helper.make_node("Cast", [b.image_input(camera)], [f"{camera}_f"], to=TensorProto.FLOAT),
+            helper.make_node("Cast", [s.image_input(camera)], [f"{camera}_f"], to=TensorProto.FLOAT),
             helper.make_node("ReduceMean", [f"{camera}_f"], [f"{camera}_m"], axes=[1, 2, 3], keepdims=0),
             helper.make_node("Div", [f"{camera}_m", "white"], [f"{camera}_n"]),
             helper.make_node("Reshape", [f"{camera}_n", "row"], [f"{camera}_r"]),
         ]
         means.append(f"{camera}_r")
-    nodes.append(helper.make_node("Concat", [*means, b.STATE_INPUT], [b.EMBEDDING], axis=1))
+    nodes.append(helper.make_node("Concat", [*means, s.STATE_INPUT], [s.EMBEDDING], axis=1))
     images = [
-        helper.make_tensor_value_info(b.image_input(c), TensorProto.UINT8, [1, SIZE, SIZE, 3])
+        helper.make_tensor_value_info(s.image_input(c), TensorProto.UINT8, [1, SIZE, SIZE, 3])
         for c in cameras
     ]
     return helper.make_graph(
         nodes,
         "encoder",
-        [*images, helper.make_tensor_value_info(b.STATE_INPUT, TensorProto.FLOAT, [1, width])],
-        [helper.make_tensor_value_info(b.EMBEDDING, TensorProto.FLOAT, [1, embedding])],
+        [*images, helper.make_tensor_value_info(s.STATE_INPUT, TensorProto.FLOAT, [1, width])],
+        [helper.make_tensor_value_info(s.EMBEDDING, TensorProto.FLOAT, [1, embedding])],
         [_constant("white", np.float32(255)), _constant("row", np.array([1, 1], np.int64))],
     )
 
@@ -103,17 +104,17 @@ def _loop(
     chunk = ["K", HORIZON, width]
     return helper.make_graph(
         [
-            helper.make_node("Slice", [b.EMBEDDING, "first", "last", "axis"], ["state"]),
-            helper.make_node("Mul", [b.NOISE_INPUT, "gain"], ["scaled"]),
+            helper.make_node("Slice", [s.EMBEDDING, "first", "last", "axis"], ["state"]),
+            helper.make_node("Mul", [s.NOISE_INPUT, "gain"], ["scaled"]),
             helper.make_node("Add", ["scaled", "state"], ["about"]),
-            helper.make_node("Add", ["about", "offset"], [b.CHUNKS_OUTPUT]),
+            helper.make_node("Add", ["about", "offset"], [s.CHUNKS_OUTPUT]),
         ],
         "policy_loop",
         [
-            helper.make_tensor_value_info(b.NOISE_INPUT, TensorProto.FLOAT, chunk),
-            helper.make_tensor_value_info(b.EMBEDDING, TensorProto.FLOAT, [1, embedding]),
+            helper.make_tensor_value_info(s.NOISE_INPUT, TensorProto.FLOAT, chunk),
+            helper.make_tensor_value_info(s.EMBEDDING, TensorProto.FLOAT, [1, embedding]),
         ],
-        [helper.make_tensor_value_info(b.CHUNKS_OUTPUT, TensorProto.FLOAT, chunk)],
+        [helper.make_tensor_value_info(s.CHUNKS_OUTPUT, TensorProto.FLOAT, chunk)],
         [
             _constant("first", np.array([images], np.int64)),
             _constant("last", np.array([embedding], np.int64)),

@@ -7,6 +7,7 @@ import yaml
 from support.tiny_bundle import COLUMNS, write_tiny_bundle
 from vigil.errors import VigilError
 from vigil.policy import bundle as b
+from vigil.policy import spec as s
 from vigil.rig import load_rig
 
 
@@ -21,7 +22,7 @@ def rig():
 
 
 def edit(folder, **changes):
-    path = folder / b.SPEC_FILE
+    path = folder / s.SPEC_FILE
     data = yaml.safe_load(path.read_text())
     data.update(changes)
     path.write_text(yaml.safe_dump(data, sort_keys=False))
@@ -62,14 +63,14 @@ def test_a_folder_without_spec_is_no_bundle(tmp_path):
         b.load_bundle(tmp_path)
 
 
-@pytest.mark.parametrize("name", [b.ENCODER_FILE, b.LOOP_FILE])
+@pytest.mark.parametrize("name", [s.ENCODER_FILE, s.LOOP_FILE])
 def test_a_missing_graph_is_named(folder, name):
     (folder / name).unlink()
     with pytest.raises(VigilError, match=f"lacks {name}"):
         b.load_bundle(folder)
 
 
-@pytest.mark.parametrize("name", [b.ENCODER_FILE, b.LOOP_FILE])
+@pytest.mark.parametrize("name", [s.ENCODER_FILE, s.LOOP_FILE])
 @pytest.mark.parametrize("damage", ["truncated", "altered", "empty"])
 def test_a_damaged_graph_is_refused(folder, name, damage):
     path = folder / name
@@ -83,21 +84,21 @@ def test_a_damaged_graph_is_refused(folder, name, damage):
 
 def replace_graph(folder, name, data):
     (folder / name).write_bytes(data)
-    hashes = yaml.safe_load((folder / b.SPEC_FILE).read_text())["hashes"]
+    hashes = yaml.safe_load((folder / s.SPEC_FILE).read_text())["hashes"]
     edit(folder, hashes={**hashes, name: b.file_hash(folder / name)})
 
 
 def test_what_onnx_runtime_cannot_load_is_one_error(folder):
-    replace_graph(folder, b.LOOP_FILE, b"not a graph")
+    replace_graph(folder, s.LOOP_FILE, b"not a graph")
     with pytest.raises(VigilError, match="ONNX Runtime cannot load") as error:
         b.load_bundle(folder)
     assert "\n" not in str(error.value)
 
 
 def test_an_unknown_operator_is_named(folder):
-    model = onnx.load(folder / b.LOOP_FILE)
+    model = onnx.load(folder / s.LOOP_FILE)
     model.graph.node[1].op_type = "Frobnicate"
-    replace_graph(folder, b.LOOP_FILE, model.SerializeToString())
+    replace_graph(folder, s.LOOP_FILE, model.SerializeToString())
     with pytest.raises(VigilError, match="Frobnicate"):
         b.load_bundle(folder)
 

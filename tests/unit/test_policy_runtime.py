@@ -28,9 +28,9 @@ def images():
 
 
 def test_images_are_fed_by_name_and_state_in_columns(runtime, images):
-    embedding = runtime.encode(images, STATE)
-    assert embedding == pytest.approx([1.0, 0.2, *STATE])
-    samples = runtime.draw(embedding, 4, np.random.default_rng(1))
+    encoded = runtime.encode(images, STATE)
+    assert encoded.memory is None and encoded.embedding == pytest.approx([1.0, 0.2, *STATE])
+    samples = runtime.draw(encoded, 4, np.random.default_rng(1))
     assert samples.shape == (4, HORIZON, 8) and samples.dtype == np.float32
     noise = np.random.default_rng(1).standard_normal((4, HORIZON, 8), dtype=np.float32)
     assert samples == pytest.approx(STATE + NOISE_GAIN * noise, abs=1e-6)
@@ -38,17 +38,17 @@ def test_images_are_fed_by_name_and_state_in_columns(runtime, images):
 
 def test_the_same_generator_gives_the_same_chunks_and_the_next_tick_others(runtime, images):
     generator = np.random.default_rng(7)
-    embedding = runtime.encode(images, STATE)
-    first = runtime.draw(embedding, 3, generator)
-    assert np.array_equal(first, runtime.draw(embedding, 3, np.random.default_rng(7)))
-    assert not np.array_equal(first, runtime.draw(embedding, 3, generator))
+    encoded = runtime.encode(images, STATE)
+    first = runtime.draw(encoded, 3, generator)
+    assert np.array_equal(first, runtime.draw(encoded, 3, np.random.default_rng(7)))
+    assert not np.array_equal(first, runtime.draw(encoded, 3, generator))
 
 
 def test_the_first_few_and_the_others_are_the_chunks_of_one_call(runtime, images):
-    embedding, generator = runtime.encode(images, STATE), np.random.default_rng(7)
-    parts = [runtime.draw(embedding, k, generator) for k in (2, 5)]
+    encoded, generator = runtime.encode(images, STATE), np.random.default_rng(7)
+    parts = [runtime.draw(encoded, k, generator) for k in (2, 5)]
     assert np.concatenate(parts) == pytest.approx(
-        runtime.draw(embedding, 7, np.random.default_rng(7)), abs=1e-6
+        runtime.draw(encoded, 7, np.random.default_rng(7)), abs=1e-6
     )
 
 
@@ -90,7 +90,7 @@ def test_the_provider_is_the_one_that_really_runs(runtime):
 
 def test_an_unknown_sampler_is_refused(runtime):
     with pytest.raises(VigilError, match="no sampler 'euler'"):
-        PolicyRuntime(runtime.bundle, sampler="euler")
+        load_bundle(runtime.bundle.path, "euler")
 
 
 def test_the_medoid_is_a_sample_near_the_middle_and_no_outlier():

@@ -26,7 +26,7 @@ from vigil.policy import observation
 from vigil.policy.observation import prepare_image
 from vigil.record.dataset import files, frames, video
 from vigil.record.dataset.export import Encoding, export
-from vigil.record.dataset.frames import Pictures
+from vigil.record.dataset.frames import Pictures, intervention_reward
 from vigil.record.dataset.layout import DATA_PATH, EPISODE_FACTS, INFO, PICTURE, SETTINGS, VIDEO_PATH, place
 from vigil.record.dataset.prepare import Wanted, prepare
 from vigil.record.dataset.resample import Grid
@@ -171,6 +171,12 @@ def test_who_had_control_is_in_every_frame(exported):
     sources = table["control_source"].to_pylist()
     assert list(dict.fromkeys(sources)) == ["policy", "hold", "operator"]
     assert table["intervention"].to_pylist() == [source == "operator" for source in sources]
+    reward = table["next.reward"].to_numpy()
+    last = len(sources) - 1 - sources[::-1].index("policy")
+    assert reward[last] == -1.0 and np.count_nonzero(reward) == 1, (
+        "the policy's last frame before the takeover"
+    )
+    assert table["next.done"].to_pylist() == [False] * (len(sources) - 1) + [True]
     alarm = table["alarm"].to_numpy(zero_copy_only=False)
     assert not alarm[:20].any()
     assert alarm[26:].all()
@@ -179,6 +185,21 @@ def test_who_had_control_is_in_every_frame(exported):
     assert np.isnan(scores[:, SCORES.index("kernel")]).all()
     assert np.isfinite(scores[10:, SCORES.index("rnd")]).all()
     assert table["verdict"].to_pylist()[-1] == "ALARM"
+
+
+def test_the_reward_tells_what_made_a_person_step_in():
+    letters = {"p": "POLICY", "o": "OPERATOR", "b": "BLENDED", "h": "HOLD"}
+    for told, expected in (
+        ("hpppoopp", "...-...."),
+        ("ppbbpp", ".-...."),
+        ("pphhoo", ".-...."),  # held, then taken over
+        ("pphhpp", "......"),  # held, and given back
+        ("oohhpp", "......"),
+        ("ppohop", ".-...."),
+        ("hhhh", "...."),
+    ):
+        reward = intervention_reward(np.array([letters[letter] for letter in told]))
+        assert reward.tolist() == [-1.0 if mark == "-" else 0.0 for mark in expected], told
 
 
 def test_what_is_known_of_an_episode_is_in_its_row(exported):

@@ -197,6 +197,7 @@ class PolicyConfig(Strict):
     """Which bundle drives the arm, and how often it is asked."""
 
     bundle: str = Field(description="folder, relative to the repository root or absolute")
+    sampler: Name | None = Field(None, description="one of the bundle's; its first if not given")
     period: Positive = 0.2
     samples: Annotated[int, Field(ge=1, le=512, description="chunks drawn per tick (K), for the monitor")] = (
         32

@@ -85,6 +85,7 @@ def calibrate(
     delta: Delta = 0.05,
     method: Annotated[str, typer.Option(help=f"detector: {', '.join(METHODS)}")] = DEFAULT_METHOD,
     rig: RigOption = "",
+    sampler: Annotated[str, typer.Option(help="of the bundle; its first by default")] = "",
     fit: FitOption = "auto",
     mode: ModeOption = "joint",
     style: StyleOption = "constant",
@@ -100,7 +101,7 @@ def calibrate(
     """
     console = Console()
     recipe = make_recipe(method, delta, fit, mode, style, preset, seed, windows)
-    policy = load_bundle(bundle)
+    policy = load_bundle(bundle, sampler or None)
     successes = load(rollouts, console, outcomes=("success",))
     robot = rig_of(successes, rig)
     with Progress(console=console, transient=True) as progress:

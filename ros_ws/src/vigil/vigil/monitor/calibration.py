@@ -215,8 +215,8 @@ def binding_of(bundle: Bundle, rig: RigConfig) -> dict[str, Any]:
     spec = bundle.spec
     return {
         "bundle_hash": bundle.content_hash,
-        "sampler": spec.default_sampler,
-        "sampler_steps": spec.sampler(spec.default_sampler).steps,
+        "sampler": bundle.sampler_name,
+        "sampler_steps": bundle.sampler.steps,
         "k": rig.policy.samples,
         "horizon": spec.horizon,
         "step_dt": spec.step_dt,

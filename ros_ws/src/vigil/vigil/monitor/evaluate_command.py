@@ -106,7 +106,7 @@ def evaluate(
 
 def _shipped(console: Console, tests: list[Rollout], bundle: Path | None, rig: str) -> list[Row]:
     robot = rig_of(tests, rig)
-    folder = load_bundle(bundle or robot.bundle_path()).monitor_path
+    folder = load_bundle(bundle or robot.bundle_path(), robot.policy.sampler).monitor_path
     shipped = load_calibration(folder)
     detector = load_detector(folder, shipped)
     for rollout in tests:

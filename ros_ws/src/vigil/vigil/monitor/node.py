@@ -39,7 +39,7 @@ from vigil.node import (
     spin_node,
     to_stamp,
 )
-from vigil.policy.bundle import load_bundle
+from vigil.policy.bundle import bundle_of
 from vigil.scheduling import ALARMING, ask_for_priority, step_forward
 
 LATE_CHECK = 0.1  # s between two looks at whether evidence is late
@@ -97,7 +97,7 @@ class MonitorNode(VigilNode):
     def _load(self) -> None:
         wanted = not self.get_parameter("uncalibrated").value and self.rig.monitor.level != "none"
         try:
-            bundle = load_bundle(self.rig.bundle_path())
+            bundle = bundle_of(self.rig)
             folder = calibration_folder(bundle, self.rig.monitor.level)
             calibration = load_calibration(folder)
             check_binding(calibration, binding_of(bundle, self.rig), folder)

@@ -1,11 +1,7 @@
-"""A policy as it is shipped: a folder with ``bundle.yaml`` and two ONNX graphs, verified before anything runs.
+"""A policy as it is shipped: a folder with ``bundle.yaml`` and ONNX graphs, verified before anything runs.
 
-    encoder.onnx      image_<camera> uint8 [1, S, S, 3] per camera, state float32 [1, N] (rad, m)
-                      -> embedding float32 [1, E]
-    policy_loop.onnx  noise float32 [K, H, D], embedding float32 [1, E] -> chunks float32 [K, H, D] (rad, m)
-
-K is dynamic. Normalisation lies inside the graphs. Files under ``monitor/`` and the model card do not belong to the
-policy's identity (`Bundle.content_hash`), to which a monitor's calibration is bound.
+`vigil.policy.spec` describes the content. Files under ``monitor/`` and the model card do not belong to the policy's identity
+(`Bundle.content_hash`), to which a monitor's calibration is bound.
 """
 
 from __future__ import annotations
@@ -13,156 +9,54 @@ from __future__ import annotations
 import hashlib
 import os
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import onnxruntime as ort
 import yaml
-from pydantic import Field, field_validator, model_validator
 
 from vigil.errors import VigilError
-from vigil.rig import Name, Positive, RigConfig, Strict, read_yaml, root, validate
+from vigil.policy.spec import (
+    BUFFER_INPUT,
+    BUFFER_OUTPUT,
+    CHUNKS_OUTPUT,
+    CONTEXT,
+    EMBEDDING,
+    ENCODER_FILE,
+    KNOWN_INPUT,
+    KNOWN_WEIGHT_INPUT,
+    MEMORY_INPUT,
+    MEMORY_OUTPUT,
+    NOISE_INPUT,
+    SPEC_FILE,
+    STATE_INPUT,
+    BundleSpec,
+    Sampler,
+    image_input,
+)
+from vigil.rig import RigConfig, read_yaml, root, validate
 
-SPEC_FILE = "bundle.yaml"
-ENCODER_FILE = "encoder.onnx"
-LOOP_FILE = "policy_loop.onnx"
 MONITOR_FOLDER = "monitor"
-
-IMAGE_PREFIX = "image_"
-STATE_INPUT = "state"
-EMBEDDING = "embedding"
-NOISE_INPUT = "noise"
-CHUNKS_OUTPUT = "chunks"
-
 UINT8, FLOAT32 = "tensor(uint8)", "tensor(float)"
-
-
-def image_input(camera: str) -> str:
-    """Name of the encoder's input for one camera."""
-    return IMAGE_PREFIX + camera
-
-
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
-
-
-class Column(Strict):
-    """One column of the state or of the action."""
-
-    name: Name
-    unit: Literal["rad", "m"]
-
-
-class Sampler(Strict):
-    """One way to draw chunks: a graph and the number of denoising steps unrolled in it."""
-
-    file: FileName = LOOP_FILE
-    steps: Annotated[int, Field(ge=1)]
-
-
-class Parity(Strict):
-    """Largest difference of ONNX and the trained network on the same inputs, in normalised units."""
-
-    encoder: Annotated[float, Field(ge=0, allow_inf_nan=False)]
-    chunks: Annotated[float, Field(ge=0, allow_inf_nan=False)]
-    tolerance: Positive = 1e-4
-
-    @model_validator(mode="after")
-    def _within_tolerance(self) -> Parity:
-        worst = max(self.encoder, self.chunks)
-        if worst > self.tolerance:
-            raise ValueError(
-                f"the graphs differ from the trained network by {worst}, more than {self.tolerance}"
-            )
-        return self
-
-
-class BundleSpec(Strict):
-    """Content of ``bundle.yaml``."""
-
-    name: Name
-    task: Annotated[str, Field(min_length=1, description="the task text, as in the rig file")]
-    kinematics: Literal["franka", "viperx300s"]
-    cameras: tuple[Name, ...] = Field(min_length=1, description="in the encoder's input order")
-    image_size: Annotated[int, Field(ge=8, le=1024)]
-    state: tuple[Column, ...] = Field(min_length=1)
-    action: tuple[Column, ...] = Field(min_length=1)
-    action_std: tuple[Positive, ...] = Field(
-        description="scale of each action column in the demonstrations [rad, m]: unit of distances between chunks"
-    )
-    horizon: Annotated[int, Field(ge=2, description="H, steps of one chunk")]
-    executed: Annotated[int, Field(ge=1, description="steps meant to be executed before the next chunk")]
-    step_dt: Positive = Field(description="time between two steps [s]")
-    embedding_dim: Annotated[int, Field(ge=1)]
-    samplers: dict[Name, Sampler] = Field(min_length=1)
-    hashes: dict[FileName, Sha256] = Field(description="sha256 of every graph")
-    parity: Parity | None = None
-    training: dict[str, Any] = Field(
-        default_factory=dict, description="facts for the card: data, seed, duration"
-    )
-
-    @field_validator("cameras")
-    @classmethod
-    def _cameras_differ(cls, cameras: tuple[str, ...]) -> tuple[str, ...]:
-        return _unique(cameras)
-
-    @field_validator("state", "action")
-    @classmethod
-    def _columns_differ(cls, columns: tuple[Column, ...]) -> tuple[Column, ...]:
-        _unique(tuple(column.name for column in columns))
-        return columns
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> BundleSpec:
-        if len(self.action_std) != len(self.action):
-            raise ValueError(
-                f"action_std has {len(self.action_std)} values for {len(self.action)} action columns"
-            )
-        if self.executed > self.horizon:
-            raise ValueError(f"executed ({self.executed}) is more than the horizon ({self.horizon})")
-        unhashed = sorted(set(self.files) - set(self.hashes))
-        if unhashed:
-            raise ValueError(f"hashes lacks {unhashed}: every graph needs its sha256")
-        return self
-
-    @property
-    def files(self) -> tuple[str, ...]:
-        """Every graph, the encoder first, without repeats."""
-        return tuple(dict.fromkeys((ENCODER_FILE, *(s.file for s in self.samplers.values()))))
-
-    @property
-    def state_names(self) -> tuple[str, ...]:
-        return tuple(column.name for column in self.state)
-
-    @property
-    def action_names(self) -> tuple[str, ...]:
-        return tuple(column.name for column in self.action)
-
-    @property
-    def default_sampler(self) -> str:
-        """The first sampler listed."""
-        return next(iter(self.samplers))
-
-    def sampler(self, name: str) -> Sampler:
-        """The sampler called ``name``; VigilError if not offered."""
-        if name not in self.samplers:
-            raise VigilError(f"bundle {self.name} has no sampler {name!r}; it offers {sorted(self.samplers)}")
-        return self.samplers[name]
-
-
-def _unique(names: tuple[str, ...]) -> tuple[str, ...]:
-    if len(set(names)) != len(names):
-        raise ValueError(f"names repeat: {list(names)}")
-    return names
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A verified bundle on disk."""
+    """A verified bundle on disk, and which of its samplers is used."""
 
     path: Path
     spec: BundleSpec
-    content_hash: str  # the policy's identity, see `content_hash`
+    sampler_name: str
+
+    @property
+    def sampler(self) -> Sampler:
+        return self.spec.sampler(self.sampler_name)
+
+    @cached_property
+    def content_hash(self) -> str:
+        """The policy's identity, see `BundleSpec.identity`."""
+        return self.spec.identity(self.sampler_name)
 
     @property
     def name(self) -> str:
@@ -207,12 +101,16 @@ class Bundle:
             )
 
 
-def load_bundle(path: str | Path) -> Bundle:
+def load_bundle(path: str | Path, sampler: str | None = None) -> Bundle:
     """Read and verify a bundle folder.
+
+    Args:
+        path: the folder.
+        sampler: the one to be used; None: the bundle's first.
 
     Raises:
         VigilError: folder or file missing, spec broken, a graph altered or truncated, or of other shape than the
-            spec says.
+            spec says, or the sampler is not offered.
     """
     path = Path(path).expanduser()
     if not path.is_dir():
@@ -222,22 +120,19 @@ def load_bundle(path: str | Path) -> Bundle:
         raise VigilError(f"{path} is no policy bundle: it has no {SPEC_FILE}")
     data, lines = read_yaml(spec_path)
     spec = validate(BundleSpec, data, spec_path, lines)
+    sampler = sampler or spec.default_sampler
+    spec.sampler(sampler)
     for name in spec.files:
         _check_hash(path / name, spec.hashes[name])
     _check_encoder(path / ENCODER_FILE, spec)
-    for sampler in spec.samplers.values():
-        _check_loop(path / sampler.file, spec)
-    return Bundle(path, spec, content_hash(spec))
+    for offered in spec.samplers.values():
+        _check_sampler(path, offered, spec)
+    return Bundle(path, spec, sampler)
 
 
-def content_hash(spec: BundleSpec) -> str:
-    """Identity of a policy: sha256 (hex) over its spec, which itself holds the hashes of the graphs.
-
-    What only describes the policy (training facts, parity) does not count: adding a measured success rate to the
-    bundle must not void the monitor's calibration.
-    """
-    described = spec.model_dump_json(exclude={"training", "parity"})
-    return hashlib.sha256(described.encode()).hexdigest()
+def bundle_of(rig: RigConfig) -> Bundle:
+    """The bundle and sampler that a rig names; raises as `load_bundle` does."""
+    return load_bundle(rig.bundle_path(), rig.policy.sampler)
 
 
 def file_hash(path: Path) -> str:
@@ -302,19 +197,35 @@ def _signature(path: Path) -> tuple[dict[str, tuple[str, list]], dict[str, tuple
 
 
 def _check_encoder(path: Path, spec: BundleSpec) -> None:
-    side = spec.image_size
-    inputs = {image_input(camera): (UINT8, [1, side, side, 3]) for camera in spec.cameras}
-    inputs[STATE_INPUT] = (FLOAT32, [1, len(spec.state)])
-    _check_signature(path, inputs, {EMBEDDING: (FLOAT32, [1, spec.embedding_dim])})
+    history = () if spec.observation_steps == 1 else (spec.observation_steps,)
+    picture = (UINT8, [1, *history, *spec.image_shape, 3])
+    inputs = {image_input(camera): picture for camera in spec.cameras}
+    inputs[STATE_INPUT] = (FLOAT32, [1, *history, len(spec.state)])
+    outputs = {EMBEDDING: (FLOAT32, [1, spec.embedding_dim])}
+    if spec.context:
+        outputs[CONTEXT] = (FLOAT32, [1, *spec.context])
+    if spec.memory:
+        inputs[MEMORY_INPUT] = outputs[MEMORY_OUTPUT] = (FLOAT32, [1, spec.memory])
+    _check_signature(path, inputs, outputs)
 
 
-def _check_loop(path: Path, spec: BundleSpec) -> None:
+def _check_sampler(folder: Path, sampler: Sampler, spec: BundleSpec) -> None:
     chunk = (FLOAT32, [None, spec.horizon, len(spec.action)])
-    _check_signature(
-        path,
-        {NOISE_INPUT: chunk, EMBEDDING: (FLOAT32, [1, spec.embedding_dim])},
-        {CHUNKS_OUTPUT: chunk},
+    read = (
+        {CONTEXT: (FLOAT32, [1, *spec.context])}
+        if spec.context
+        else {EMBEDDING: (FLOAT32, [1, spec.embedding_dim])}
     )
+    outputs = {CHUNKS_OUTPUT: chunk}
+    inputs = {NOISE_INPUT: chunk, **read}
+    if sampler.start is not None:
+        outputs[BUFFER_OUTPUT] = chunk
+        _check_signature(folder / sampler.start, inputs, outputs)
+        inputs |= {NOISE_INPUT: (FLOAT32, [None, sampler.emitted, len(spec.action)]), BUFFER_INPUT: chunk}
+    if sampler.inpaint:
+        inputs[KNOWN_INPUT] = (FLOAT32, [1, spec.horizon, len(spec.action)])
+        inputs[KNOWN_WEIGHT_INPUT] = (FLOAT32, [1, spec.horizon])
+    _check_signature(folder / sampler.file, inputs, outputs)
 
 
 def _check_signature(path: Path, inputs: dict, outputs: dict) -> None:

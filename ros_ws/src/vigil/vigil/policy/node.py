@@ -131,7 +131,7 @@ class PolicyNode(VigilNode):
         self._runtime = None
 
     def _open_bundle(self, path: str) -> PolicyRuntime:
-        bundle = load_bundle(resolve(path))
+        bundle = load_bundle(resolve(path), self.rig.policy.sampler)
         bundle.check_rig(self.rig)
         runtime = PolicyRuntime(bundle, threads=self.rig.policy.threads)
         seconds = runtime.warm_up(self.rig.policy.samples)
@@ -249,11 +249,11 @@ class PolicyNode(VigilNode):
 
     def _infer(self, job: Job) -> None:
         spec, observation = job.runtime.bundle.spec, job.observation
-        images = {name: prepare_image(rgb, spec.image_size) for name, rgb in observation.images.items()}
+        images = {name: prepare_image(rgb, spec.image_shape) for name, rgb in observation.images.items()}
         settings, runtime, started = self.rig.policy, job.runtime, time.perf_counter()
-        embedding = runtime.encode(images, observation.state)
+        encoded = runtime.encode(images, observation.state)
         # The arm waits for one chunk, the monitor for all of them: the one is chosen among the first few.
-        samples = runtime.draw(embedding, min(settings.candidates, settings.samples), self._rng)
+        samples = runtime.draw(encoded, min(settings.candidates, settings.samples), self._rng)
         chosen = select(samples, spec.action_std, settings.selection)
         age = (self.now() - observation.stamp) / 1e9
         with self._wake:
@@ -269,10 +269,10 @@ class PolicyNode(VigilNode):
         self._latency.add(time.monotonic() - job.complete_at)
         self._ticked_at = time.monotonic()
         if len(samples) < settings.samples:
-            others = runtime.draw(embedding, settings.samples - len(samples), self._rng)
+            others = runtime.draw(encoded, settings.samples - len(samples), self._rng, first=False)
             samples = np.concatenate([samples, others])
         self._inference.add(time.perf_counter() - started)
-        self._publish_evidence(job, embedding, samples, chosen, tick)
+        self._publish_evidence(job, encoded.embedding, samples, chosen, tick)
 
     def _publish_chunk(self, job: Job, positions: np.ndarray, tick: int) -> None:
         spec = job.runtime.bundle.spec
@@ -295,8 +295,8 @@ class PolicyNode(VigilNode):
         evidence = PolicyEvidence(
             tick=tick,
             bundle_hash=bundle.content_hash,
-            sampler=job.runtime.sampler,
-            sampler_steps=job.runtime.steps,
+            sampler=bundle.sampler_name,
+            sampler_steps=bundle.sampler.steps,
             names=list(spec.action_names),
             step_dt=spec.step_dt,
             embedding=array("f", embedding.tobytes()),
@@ -398,7 +398,7 @@ class PolicyNode(VigilNode):
                 "bundle_hash": runtime.bundle.content_hash,
                 "provider": runtime.providers.name,
                 "providers_not_used": runtime.providers.reasons or "none",
-                "sampler": f"{runtime.sampler} {runtime.steps}",
+                "sampler": f"{runtime.bundle.sampler_name} {runtime.sampler.steps}",
                 "samples": self.rig.policy.samples,
                 "ticks": self._tick,
                 **self._latency.summary("observation_to_chunk"),

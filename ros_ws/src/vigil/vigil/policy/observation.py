@@ -27,15 +27,15 @@ class Rejected(VigilError):
     """An input that must not reach the policy; the message says what was passed and what is allowed."""
 
 
-def prepare_image(rgb: np.ndarray, size: int) -> np.ndarray:
-    """The policy's view of a camera frame: the whole frame, area-averaged to ``size`` x ``size``.
+def prepare_image(rgb: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
+    """The policy's view of a camera frame: the whole frame, area-averaged to ``size``.
 
     Args:
         rgb: uint8 [H, W, 3], red first.
-        size: side of the result in pixels.
+        size: (h, w) of the result, or the side of a square [px].
 
     Returns:
-        uint8 [size, size, 3], C-contiguous.
+        uint8 [h, w, 3], C-contiguous.
 
     Raises:
         Rejected: not a uint8 [H, W, 3] array.
@@ -45,9 +45,10 @@ def prepare_image(rgb: np.ndarray, size: int) -> np.ndarray:
         raise Rejected(f"an image must be a uint8 [height, width, 3] array, got {found}")
     if 0 in rgb.shape:
         raise Rejected(f"the image is empty: its shape is {list(rgb.shape)}")
-    if rgb.shape[:2] == (size, size):
+    height, width = (size, size) if isinstance(size, int) else size
+    if rgb.shape[:2] == (height, width):
         return np.ascontiguousarray(rgb)
-    return cv2.resize(rgb, (size, size), interpolation=cv2.INTER_AREA)
+    return cv2.resize(rgb, (width, height), interpolation=cv2.INTER_AREA)
 
 
 def frame_view(encoding: str, height: int, width: int, step: int, data: array | bytes) -> np.ndarray:

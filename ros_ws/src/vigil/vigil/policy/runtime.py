@@ -11,17 +11,23 @@ import numpy as np
 import onnxruntime as ort
 
 from vigil.errors import VigilError
-from vigil.policy.bundle import (
+from vigil.policy.bundle import Bundle, open_session
+from vigil.policy.observation import Rejected
+from vigil.policy.spec import (
+    BUFFER_INPUT,
+    BUFFER_OUTPUT,
     CHUNKS_OUTPUT,
+    CONTEXT,
     EMBEDDING,
     ENCODER_FILE,
+    KNOWN_INPUT,
+    KNOWN_WEIGHT_INPUT,
+    MEMORY_INPUT,
+    MEMORY_OUTPUT,
     NOISE_INPUT,
     STATE_INPUT,
-    Bundle,
     image_input,
-    open_session,
 )
-from vigil.policy.observation import Rejected
 
 PROVIDERS = ("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider")
 WARM_UP_RUNS = 2  # the first run allocates memory and picks kernels, the second shows that it is over
@@ -45,92 +51,200 @@ class Providers:
         return "; ".join(f"{name}: {why}" for name, why in self.not_used.items())
 
 
-class PolicyRuntime:
-    """The sessions of one bundle. One thread at a time may use it."""
+@dataclass(frozen=True)
+class Encoded:
+    """What the encoder made of one observation."""
 
-    def __init__(self, bundle: Bundle, *, threads: int = 1, sampler: str | None = None) -> None:
+    embedding: np.ndarray  # [E] float32
+    read: np.ndarray  # [1, ...] float32: what the sampler reads, embedding or context
+    memory: np.ndarray | None  # [M] float32, a recurrent policy's state after this observation
+
+
+@dataclass(frozen=True)
+class Known:
+    """Targets that a chunk has to keep, for samplers that take them."""
+
+    positions: np.ndarray  # [H, D] float32; rad, m
+    weight: np.ndarray  # [H] float32, 0 (free) to 1 (kept)
+
+
+class PolicyRuntime:
+    """The sessions of one bundle and one of its samplers. One thread at a time may use it."""
+
+    def __init__(self, bundle: Bundle, *, threads: int = 1) -> None:
         """Open the sessions and warm them up.
 
         Args:
+            bundle: the bundle, with the sampler that is to be used.
             threads: threads of ONNX Runtime within one operator.
-            sampler: one of the bundle's samplers; the first one if None.
 
         Raises:
-            VigilError: a graph cannot be loaded or run, or the sampler is not offered.
+            VigilError: a graph cannot be loaded or run.
         """
         self.bundle = bundle
-        self.sampler = sampler or bundle.spec.default_sampler
-        self.steps = bundle.spec.sampler(self.sampler).steps
+        self.sampler = bundle.sampler
         self.providers = Providers()
         self._threads = threads
         self._encoder = self._open(bundle.file(ENCODER_FILE))
-        self._loop = self._open(bundle.file(bundle.spec.sampler(self.sampler).file))
+        self._loop = self._open(bundle.file(self.sampler.file))
+        self._start = (
+            self._loop if self.sampler.start is None else self._open(bundle.file(self.sampler.start))
+        )
+        spec = bundle.spec
+        self._free = Known(
+            np.zeros((spec.horizon, len(spec.action)), np.float32), np.zeros(spec.horizon, np.float32)
+        )
         self.warm_up(1)
 
     def warm_up(self, samples: int) -> float:
         """Run on grey images with ``samples`` chunks; seconds of the last run."""
         spec = self.bundle.spec
-        grey = np.full((spec.image_size, spec.image_size, 3), 128, np.uint8)
-        images = dict.fromkeys(spec.cameras, grey)
-        state = np.zeros(len(spec.state), np.float32)
+        history = () if spec.observation_steps == 1 else (spec.observation_steps,)
+        images = dict.fromkeys(spec.cameras, np.full((*history, *spec.image_shape, 3), 128, np.uint8))
+        state = np.zeros((*history, len(spec.state)), np.float32)
         noise = np.zeros((samples, spec.horizon, len(spec.action)), np.float32)
         started = time.perf_counter()
         for _ in range(WARM_UP_RUNS):
             started = time.perf_counter()
-            self.run(images, state, noise)  # finite or not: the first real observation decides
+            encoded, chunks = self.run(
+                images, state, noise
+            )  # finite or not: the first real observation decides
+            if self.sampler.emitted is not None:
+                started = time.perf_counter()
+                self._run_stream(noise[:, : self.sampler.emitted], chunks, encoded)
         return time.perf_counter() - started
 
-    def encode(self, images: Mapping[str, np.ndarray], state: np.ndarray) -> np.ndarray:
-        """Embedding [E] float32 of one observation.
+    def encode(
+        self, images: Mapping[str, np.ndarray], state: np.ndarray, memory: np.ndarray | None = None
+    ) -> Encoded:
+        """Encode one observation; of a policy that reads n of them, one more dimension n comes first, the newest last.
 
         Args:
-            images: uint8 [S, S, 3] by camera, from `prepare_image`.
+            images: uint8 [h, w, 3] by camera, from `prepare_image`.
             state: [N] in the bundle's column order; rad, m.
+            memory: [M] what a recurrent policy's last call gave; None: it begins anew.
 
         Raises:
             Rejected: an input has the wrong shape or type or is not finite, or the output is not finite.
             VigilError: ONNX Runtime failed.
         """
         self._check(images, state)
-        return self._finite(EMBEDDING, self._run_encoder(images, state))[0]
+        encoded = self._run_encoder(images, state, memory)
+        self._finite(EMBEDDING, encoded.embedding)
+        if encoded.read.size != encoded.embedding.size:
+            self._finite(CONTEXT, encoded.read)
+        if encoded.memory is not None:
+            self._finite(MEMORY_OUTPUT, encoded.memory)
+        return encoded
 
-    def draw(self, embedding: np.ndarray, k: int, rng: np.random.Generator) -> np.ndarray:
-        """``k`` chunks [K, H, D] float32 (rad, m) for an embedding [E], in one batched call.
+    def draw(
+        self,
+        encoded: Encoded,
+        k: int,
+        rng: np.random.Generator,
+        known: Known | None = None,
+        first: bool = True,
+    ) -> np.ndarray:
+        """``k`` chunks [K, H, D] float32 (rad, m) of an observation, in one batched call.
 
         Noise is taken from ``rng`` chunk by chunk: two calls draw the chunks that one call for both would have drawn.
+
+        Args:
+            known: targets to be kept; the sampler has to take them.
+            first: whether these are the tick's first chunks; they begin with the mode, where the sampler has one.
+
+        Raises:
+            Rejected: an output is not finite.
+            VigilError: ONNX Runtime failed, or the sampler takes no known targets.
+        """
+        if known is not None and not self.sampler.inpaint:
+            raise VigilError(
+                f"sampler {self.bundle.sampler_name} of bundle {self.bundle.name} takes no known targets"
+            )
+        noise = self._noise(k, self.bundle.spec.horizon, rng)
+        if first and self.sampler.mode_first:
+            noise[0] = 0.0
+        return self._finite(CHUNKS_OUTPUT, self._run_loop(noise, encoded, known))
+
+    def stream(
+        self, encoded: Encoded, k: int, rng: np.random.Generator, buffer: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Carry ``k`` chunks on by one call of a streaming sampler: (chunks [K, H, D], the next call's buffer).
+
+        Args:
+            buffer: [K, H, D] of the last call; None: begin anew.
 
         Raises:
             Rejected: an output is not finite.
             VigilError: ONNX Runtime failed.
         """
-        spec = self.bundle.spec
-        noise = rng.standard_normal((k, spec.horizon, len(spec.action)), dtype=np.float32)
-        return self._finite(CHUNKS_OUTPUT, self._run_loop(noise, embedding[None]))
+        if self.sampler.emitted is None:
+            raise VigilError(
+                f"sampler {self.bundle.sampler_name} of bundle {self.bundle.name} does not stream"
+            )
+        rows = self.bundle.spec.horizon if buffer is None else self.sampler.emitted
+        chunks, buffer = self._run_stream(self._noise(k, rows, rng), buffer, encoded)
+        return self._finite(CHUNKS_OUTPUT, chunks), self._finite(BUFFER_OUTPUT, buffer)
 
     def run(
         self, images: Mapping[str, np.ndarray], state: np.ndarray, noise: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """The bare graphs: (embedding [E], chunks [K, H, D]) of given noise [K, H, D].
+    ) -> tuple[Encoded, np.ndarray]:
+        """The bare graphs: chunks [K, H, D] of given noise [K, H, D].
 
         Neither inputs nor outputs are checked.
 
         Raises:
             VigilError: ONNX Runtime failed.
         """
-        embedding = self._run_encoder(images, state)
-        return embedding[0], self._run_loop(noise, embedding)
+        encoded = self._run_encoder(images, state, None)
+        if self.sampler.streams:
+            return encoded, self._run_stream(noise, None, encoded)[0]
+        return encoded, self._run_loop(noise, encoded, None)
 
-    def _run_encoder(self, images: Mapping[str, np.ndarray], state: np.ndarray) -> np.ndarray:
-        feed = {image_input(name): images[name][None] for name in self.bundle.spec.cameras}
+    def _noise(self, k: int, rows: int, rng: np.random.Generator) -> np.ndarray:
+        return rng.standard_normal((k, rows, len(self.bundle.spec.action)), dtype=np.float32)
+
+    def _run_encoder(
+        self, images: Mapping[str, np.ndarray], state: np.ndarray, memory: np.ndarray | None
+    ) -> Encoded:
+        spec = self.bundle.spec
+        feed = {image_input(name): images[name][None] for name in spec.cameras}
         feed[STATE_INPUT] = state[None].astype(np.float32, copy=False)
-        return self._run(self._encoder, EMBEDDING, feed)
+        outputs = [EMBEDDING]
+        if spec.context:
+            outputs.append(CONTEXT)
+        if spec.memory:
+            feed[MEMORY_INPUT] = np.zeros((1, spec.memory), np.float32) if memory is None else memory[None]
+            outputs.append(MEMORY_OUTPUT)
+        made = dict(zip(outputs, self._run(self._encoder, outputs, feed), strict=True))
+        embedding, after = made[EMBEDDING], made.get(MEMORY_OUTPUT)
+        return Encoded(embedding[0], made.get(CONTEXT, embedding), None if after is None else after[0])
 
-    def _run_loop(self, noise: np.ndarray, embedding: np.ndarray) -> np.ndarray:
-        return self._run(self._loop, CHUNKS_OUTPUT, {NOISE_INPUT: noise, EMBEDDING: embedding})
+    def _run_loop(self, noise: np.ndarray, encoded: Encoded, known: Known | None) -> np.ndarray:
+        feed = {NOISE_INPUT: noise, self._reads: encoded.read}
+        if self.sampler.inpaint:
+            known = known or self._free
+            feed[KNOWN_INPUT], feed[KNOWN_WEIGHT_INPUT] = known.positions[None], known.weight[None]
+        return self._run(self._loop, [CHUNKS_OUTPUT], feed)[0]
 
-    def _run(self, session: ort.InferenceSession, output: str, feed: dict[str, np.ndarray]) -> np.ndarray:
+    def _run_stream(
+        self, noise: np.ndarray, buffer: np.ndarray | None, encoded: Encoded
+    ) -> tuple[np.ndarray, np.ndarray]:
+        feed, session = {NOISE_INPUT: noise, self._reads: encoded.read}, self._start
+        if buffer is not None:
+            feed[BUFFER_INPUT], session = buffer, self._loop
+        chunks, after = self._run(session, [CHUNKS_OUTPUT, BUFFER_OUTPUT], feed)
+        return chunks, after
+
+    @property
+    def _reads(self) -> str:
+        return CONTEXT if self.bundle.spec.context else EMBEDDING
+
+    def _run(
+        self, session: ort.InferenceSession, outputs: list[str], feed: dict[str, np.ndarray]
+    ) -> list[np.ndarray]:
         try:
-            return session.run([output], feed)[0]
+            return session.run(outputs, feed)
         except Exception as error:  # ONNX Runtime has no common base class for its errors
             reason = str(error).strip().splitlines()[0][:300]
             raise VigilError(f"ONNX Runtime failed on bundle {self.bundle.path}: {reason}") from None
@@ -146,17 +260,18 @@ class PolicyRuntime:
 
     def _check(self, images: Mapping[str, np.ndarray], state: np.ndarray) -> None:
         spec = self.bundle.spec
+        history = () if spec.observation_steps == 1 else (spec.observation_steps,)
         for name in spec.cameras:
             if name not in images:
                 raise Rejected(
                     f"no image of camera {name}: got {sorted(images)}, the policy needs {list(spec.cameras)}"
                 )
-            image, wanted = images[name], (spec.image_size, spec.image_size, 3)
+            image, wanted = images[name], (*history, *spec.image_shape, 3)
             if image.dtype != np.uint8 or image.shape != wanted:
                 raise Rejected(
                     f"image of camera {name} is {image.dtype} {list(image.shape)}, the policy takes uint8 {list(wanted)}"
                 )
-        if state.shape != (len(spec.state),) or not np.isfinite(state).all():
+        if state.shape != (*history, len(spec.state)) or not np.isfinite(state).all():
             raise Rejected(
                 f"state {np.array2string(state, precision=3)} of shape {list(state.shape)}: the policy takes "
                 f"{len(spec.state)} finite values ({', '.join(spec.state_names)})"

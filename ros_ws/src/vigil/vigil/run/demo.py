@@ -12,7 +12,7 @@ from rich.table import Table
 
 from vigil.bringup import Options
 from vigil.errors import VigilError
-from vigil.policy.bundle import load_bundle
+from vigil.policy.bundle import bundle_of
 from vigil.rig import RigConfig, load_rig, resolve
 from vigil.run import report
 from vigil.run.episodes import Resumer, clear, engage, new_scene, require_simulation, wait_for_end
@@ -63,7 +63,7 @@ def run_demo(rig: RigConfig, seed: int, folder: Path, console: Console) -> list[
         VigilError: the rig does not start.
     """
     require_simulation(rig, "the demonstration")
-    bundle = load_bundle(rig.bundle_path())
+    bundle = bundle_of(rig)
     derived = derive_rig(
         rig, folder, record={"directory": str(folder), "images": "jpeg"}, sim={"time_limit": TIME_LIMIT}
     )

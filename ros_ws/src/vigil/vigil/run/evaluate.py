@@ -21,7 +21,7 @@ from rich.table import Table
 from vigil.bringup import Options
 from vigil.errors import VigilError
 from vigil.monitor.calibration import camera_calibration_hash
-from vigil.policy.bundle import Bundle, load_bundle
+from vigil.policy.bundle import Bundle, bundle_of
 from vigil.record.rollout import ARRAYS_FILE, EPISODE_FILE, Episode, save_rollout
 from vigil.rig import RigConfig, load_rig, resolve
 from vigil.run.collect import check_speed
@@ -107,7 +107,7 @@ def run_evaluation(rig: RigConfig, wanted: Evaluation, console: Console) -> dict
         VigilError: the rig does not start (again), or the folder belongs to another evaluation.
     """
     require_simulation(rig, "evaluation")
-    bundle = load_bundle(rig.bundle_path())
+    bundle = bundle_of(rig)
     settings = {**wanted.settings, "bundle_hash": bundle.content_hash}
     ledger = Ledger(wanted.out, settings, may_change=("episodes",))
     done = {e["index"] for e in ledger.episodes}

@@ -13,22 +13,19 @@ import torch
 from onnxruntime import InferenceSession
 
 from vigil.errors import VigilError
-from vigil.policy.bundle import (
+from vigil.policy.bundle import Bundle, file_hash, load_bundle, write_bundle_yaml
+from vigil.policy.spec import (
     CHUNKS_OUTPUT,
     EMBEDDING,
     ENCODER_FILE,
     LOOP_FILE,
     NOISE_INPUT,
     STATE_INPUT,
-    Bundle,
     BundleSpec,
     Column,
     Parity,
     Sampler,
-    file_hash,
     image_input,
-    load_bundle,
-    write_bundle_yaml,
 )
 from vigil.train.config import TrainConfig
 from vigil.train.model import DdimSampler, PolicyNet

@@ -118,6 +118,8 @@ def _add(store: Store, episode: Prepared, encoding: Encoding, score_names: Seque
         "action": table.action,
         "intervention": table.intervention,
         "control_source": table.control_source,
+        "next.reward": table.reward,
+        "next.done": np.arange(len(table.reward)) == len(table.reward) - 1,
         "alarm": table.alarm,
         "verdict": table.verdict,
         "gap": table.gap,

@@ -31,6 +31,7 @@ class Table:
     action: np.ndarray  # float32 [T, N], setpoint at the frame's instant; rad and m
     intervention: np.ndarray  # bool [T], an operator has control, or corrects the policy
     control_source: np.ndarray  # object [T], policy, operator, blended, hold or estop
+    reward: np.ndarray  # float32 [T], see `intervention_reward`
     alarm: np.ndarray  # bool [T], latched: from the first alarm until the monitor is reset
     verdict: np.ndarray  # object [T]
     scores: np.ndarray  # float32 [T, S], raw
@@ -51,7 +52,7 @@ def make_table(source: Source, part: Part, score_names: Sequence[str]) -> Table:
         rows = joints.positions[part.pick[joints.stream.name]]
         columns.update({name: rows[:, i] for i, name in enumerate(joints.columns)})
     control = part.pick[source.control.stream.name]
-    authority = source.control.authority[control]
+    authority = source.control.authority[control].astype(str)
     said, verdicts = _verdicts(source, part.times), source.verdicts
     spoken = said >= 0
     scores = {
@@ -61,14 +62,31 @@ def make_table(source: Source, part: Part, score_names: Sequence[str]) -> Table:
     return Table(
         state=np.stack([columns[name] for name in source.columns], 1).astype(np.float32),
         action=source.control.commanded[control].astype(np.float32),
-        intervention=np.isin(authority.astype(str), INTERVENING),
+        intervention=np.isin(authority, INTERVENING),
         control_source=np.array([name.lower() for name in authority], object),
+        reward=intervention_reward(authority),
         alarm=np.where(spoken, verdicts.alarm[said], False) if len(verdicts.stream) else spoken,
         verdict=np.where(spoken, verdicts.verdict[said], "") if len(verdicts.stream) else _empty(len(part)),
         gap=part.gap,
         skew=part.skew,
         **scores,
     )
+
+
+def intervention_reward(authority: np.ndarray) -> np.ndarray:
+    """-1 where what the policy did made a person step in, 0 elsewhere: float32 [T].
+
+    As RLIF learns from (Luo et al. 2023, sec. 4): the reward is that of the last frame under the policy's own control, also if
+    the arm was held between that and the takeover.
+
+    Args:
+        authority: str [T], names of who had control.
+    """
+    reward = np.zeros(len(authority), np.float32)
+    moving = np.flatnonzero((authority == "POLICY") | np.isin(authority, INTERVENING))
+    began = (authority[moving[:-1]] == "POLICY") & np.isin(authority[moving[1:]], INTERVENING)
+    reward[moving[:-1][began]] = -1.0
+    return reward
 
 
 def _verdicts(source: Source, times: np.ndarray) -> np.ndarray:

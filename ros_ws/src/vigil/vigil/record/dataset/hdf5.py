@@ -7,7 +7,7 @@
         actions           float32 [T, N]
         rewards, dones    float32 and int64 [T]: 1 at the last frame of an episode that ended well; at the last frame
         obs               joint_positions float32 [T, N]; NAME_image uint8 [T, height, width, 3] for every camera
-        vigil             intervention, control_source, alarm, verdict, scores, windowed, thresholds, gap, skew
+        vigil             intervention, control_source, reward (of RLIF), alarm, verdict, scores, windowed, thresholds, gap, skew
     mask                  all, and the names of the demonstrations by outcome
 
 An HDF5 file that is being written cannot be read if its writer dies. So every episode is first a file of its own, in a

@@ -87,6 +87,8 @@ def make_features(
         }
     features["intervention"] = {"dtype": "bool", "shape": [1], "names": None}
     features["control_source"] = {"dtype": "string", "shape": [1], "names": None}
+    features["next.reward"] = {"dtype": "float32", "shape": [1], "names": None}
+    features["next.done"] = {"dtype": "bool", "shape": [1], "names": None}
     features["alarm"] = {"dtype": "bool", "shape": [1], "names": None}
     features["verdict"] = {"dtype": "string", "shape": [1], "names": None}
     for name in SCORE_COLUMNS:
