@@ -117,7 +117,7 @@ def main() -> None:
 
 
 def report(console: Console, rig: RigConfig, paths: list[Path]) -> None:
-    answers, speeds, braking, slower, ages = [], [], [], [], []
+    answers, brakes, slower, ages = [], [], [], []
     for path in paths:
         commands, reader = Commands(path, rig), EpisodeReader(path)
         # The monitor's own alarms count as well; two publishers' messages are not recorded in the order of publication.
@@ -138,20 +138,17 @@ def report(console: Console, rig: RigConfig, paths: list[Path]) -> None:
             raised = before[-1]
             ages.append((made - raised) / 1e6)
             answers.append((commands.first_after(made) - raised) / 1e6)
-            # Whoever brakes already when the alarm comes has nothing to show.
-            if commands.ends[at - 1] >= commands.speeds[at - 1]:
-                braking.append((commands.braking_after(made) - raised) / 1e6)
+            # Whoever decelerates already when the alarm comes has nothing to show.
             if commands.speeds[at - 1] >= commands.speeds[max(at - 2, 0)]:
                 slower.append((commands.slower_after(made) - raised) / 1e6)
-            speeds.append(commands.speeds[at - 1])
+            brakes.append(commands.speeds[at - 1])
     period = 1e3 / rig.control_rate
-    table = Table(title=f"{len(answers)} alarms at {np.median(speeds):.2f} rad/s (median), times in ms")
+    table = Table(title=f"{len(answers)} alarms at {np.median(brakes):.2f} rad/s (median), times in ms")
     for column in ("from the alarm's publication", "n", "median", "p99", "most", "period"):
         table.add_column(column, justify="left" if column.startswith("from") else "right")
     for name, values in (
         ("until HOLD", ages),
         ("until the stop was sent", answers),
-        ("until a trajectory that brakes was sent", braking),
         ("until a setpoint slower than the last was sent", slower),
     ):
         figures = (np.median(values), np.percentile(values, 99), np.max(values))

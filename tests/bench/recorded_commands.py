@@ -18,7 +18,6 @@ class Commands:
     Attributes:
         sent: [M] ns, when each message was published.
         speeds: [M] rad/s, of its first point, of the fastest joint.
-        ends: [M] rad/s, of its last point, of the fastest joint: a trajectory that brakes ends slower than it begins.
         stamps: [T] ns, of each control period.
         positions: [T, N] rad, first point of the first message of each control period.
     """
@@ -28,12 +27,11 @@ class Commands:
         topic = f"{rig.arm.name}/{rig.arm.controller}/joint_trajectory"
         reader = EpisodeReader(path)
         self.sent = np.array([published for _, _, published, _ in reader.raw([topic])])
-        by_tick, speeds, ends = {}, [], []
+        by_tick, speeds = {}, []
         for _, message in reader.messages(topic):
             by_tick[stamp_ns(message.header.stamp)] = message.points[0].positions
             speeds.append(np.abs(message.points[0].velocities).max())
-            ends.append(np.abs(message.points[-1].velocities).max())
-        self.speeds, self.ends = np.array(speeds), np.array(ends)
+        self.speeds = np.array(speeds)
         self.stamps = np.array(sorted(by_tick))
         self.positions = np.array([by_tick[stamp] for stamp in self.stamps])
 
@@ -46,12 +44,6 @@ class Commands:
         """When the first message after ``instant`` [ns] was published; None if there is none."""
         index = int(np.searchsorted(self.sent, instant))
         return int(self.sent[index]) if index < len(self.sent) else None
-
-    def braking_after(self, instant: int) -> int | None:
-        """When the first message after ``instant`` [ns] was published that asks the controller to brake."""
-        first = int(np.searchsorted(self.sent, instant))
-        braking = np.flatnonzero(self.ends[first:] < self.speeds[first:])
-        return int(self.sent[first + braking[0]]) if len(braking) else None
 
     def slower_after(self, instant: int) -> int | None:
         """When the first message after ``instant`` [ns] was published whose setpoint is slower than the one before it."""
