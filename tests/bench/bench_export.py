@@ -17,8 +17,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import cv2
-import numpy as np
+from pictures import SHAPE, as_jpeg, moving_scene
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -28,28 +27,14 @@ from vigil.record.dataset.export import Encoding, export
 from vigil.record.dataset.prepare import Wanted, prepare
 from vigil.record.dataset.resample import Grid
 
-FPS, CAMERAS, SHAPE = 30, ("scene", "wrist"), (480, 640)
+FPS, CAMERAS = 30, ("scene", "wrist")
 COLUMNS = (*(f"fr3_joint{i}" for i in range(1, 8)), "gripper")
 VIEWS = 90  # different pictures per camera, shown to and fro
 
 
-def textured(seed: int) -> list[bytes]:
-    """JPEG pictures of a moving scene with as much detail as a camera's, about 40 kB each."""
-    rng = np.random.default_rng(seed)
-    background = cv2.GaussianBlur(rng.integers(0, 255, (*SHAPE, 3), np.uint8), (0, 0), 2.0)
-    background = cv2.normalize(background, None, 30, 220, cv2.NORM_MINMAX)
-    found = []
-    for i in range(VIEWS):
-        rgb = background.copy()
-        cv2.circle(rgb, (80 + 5 * i, 240 + int(80 * np.sin(i / 9))), 60, (200, 60, 40), -1)
-        noisy = np.clip(rgb + rng.normal(0, 3, rgb.shape), 0, 255).astype(np.uint8)
-        found.append(cv2.imencode(".jpg", noisy, [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes())
-    return found
-
-
 def make_recording(path: Path, minutes: float) -> Path:
     """A recording as the recorder writes it: 100 Hz joints and arm, 5 Hz verdicts, two cameras."""
-    views = {camera: textured(i) for i, camera in enumerate(CAMERAS)}
+    views = {camera: [*map(as_jpeg, moving_scene(i, VIEWS))] for i, camera in enumerate(CAMERAS)}
 
     def jpeg(camera: str, number: int) -> bytes:
         place = number % (2 * VIEWS)

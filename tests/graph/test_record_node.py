@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -12,7 +13,9 @@ import time
 from array import array
 from pathlib import Path
 
+import numpy as np
 import pytest
+from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import TransformStamped
 from lifecycle_msgs.srv import GetState
 from mcap.reader import make_reader
@@ -22,14 +25,19 @@ from vigil_msgs.msg import ControlState, EpisodeState
 from vigil_msgs.srv import EndEpisode, MarkEpisode, StartEpisode
 
 from support.live_node import graph, process, wait_for
-from vigil.node import LATCHED, SENSOR, to_stamp
+from vigil.node import ERROR, EVENTS, LATCHED, SENSOR, to_stamp
+from vigil.record.dataset.prepare import Wanted, prepare
+from vigil.record.dataset.resample import Grid
 from vigil.record.reader import EpisodeReader
+from vigil.record.writer import CHUNK_BYTES
 from vigil.rig import load_rig
 from vigil.run.session import derive_rig
 
 NAMESPACE = "record_test"
 NAMES = [f"fr3_joint{i}" for i in range(1, 8)] + ["gripper"]
-JPEG = bytes(range(256)) * 240  # as large as a 640x480 picture at quality 85
+JPEG = np.random.default_rng(0).bytes(
+    61_440
+)  # as large as a 640x480 picture at quality 85, and as incompressible
 
 
 class World:
@@ -39,16 +47,17 @@ class World:
         self._node = node
         self._joints = node.create_publisher(JointState, "franka/joint_states", SENSOR)
         self._arm = node.create_publisher(ControlState, "arm/state", LATCHED)
-        self._cameras = [
-            node.create_publisher(CompressedImage, f"{name}/color/image_raw/compressed", SENSOR)
+        self._cameras = {
+            name: node.create_publisher(CompressedImage, f"{name}/color/image_raw/compressed", SENSOR)
             for name in ("wrist", "scene")
-        ]
+        }
         extrinsics = node.create_publisher(TransformStamped, "wrist/extrinsics", LATCHED)
         extrinsics.publish(TransformStamped(child_frame_id="wrist_color_optical_frame"))
         self._extrinsics = extrinsics
         self.sent: list[int] = []  # stamps of joint states
-        self.last: JointState | None = None
         self.authority = ("HOLD", 1)
+        self.set_back = 0  # [ns] by which the clock is behind
+        self.mute: tuple[str, ...] = ()  # who says nothing: joints, or a camera
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -64,20 +73,22 @@ class World:
         due, tick = time.monotonic(), 0
         image = CompressedImage(format="rgb8; jpeg compressed bgr8", data=array("B", JPEG))
         while not self._stop.is_set():
-            now = time.time_ns()
+            now = time.time_ns() - self.set_back
             joints = JointState(name=NAMES, position=[0.1 * i for i in range(8)])
             joints.header.stamp = to_stamp(now)
-            self._joints.publish(joints)
+            if "joints" not in self.mute:
+                self._joints.publish(joints)
             self.sent.append(now)
-            self.last = joints
             name, transition = self.authority
             state = ControlState(authority_name=name, transition=transition, event="test", reason="a test")
+            state.names, state.commanded = NAMES, [0.1 * i for i in range(8)]
             state.header.stamp = joints.header.stamp
             self._arm.publish(state)
             if tick % 3 == 0:
                 image.header.stamp = joints.header.stamp
-                for camera in self._cameras:
-                    camera.publish(image)
+                for camera, topic in self._cameras.items():
+                    if camera not in self.mute:
+                        topic.publish(image)
             tick += 1
             due += 0.01
             time.sleep(max(due - time.monotonic(), 0.0))
@@ -153,6 +164,8 @@ def test_an_episode_holds_what_was_published(recorder, rig):
     assert min(delays) > 0
     assert reader.counts[f"/{NAMESPACE}/wrist/color/image_raw/compressed"] > 40
     assert reader.counts[f"/{NAMESPACE}/wrist/extrinsics"] == 1
+    times = [at for _, at, _, _ in reader.raw()]
+    assert times == sorted(times)  # readers without an index ask for that
 
     facts = reader.episode
     assert facts["outcome"] == "success"
@@ -165,6 +178,101 @@ def test_an_episode_holds_what_was_published(recorder, rig):
     wait_for(lambda: states and states[-1].outcome == "success")
     assert not states[-1].recording
     assert any(state.recording and state.episode_id == "one" for state in states)
+
+
+def test_holes_are_told_while_they_last_and_stay_with_the_episode_and_its_data_set(recorder, tmp_path):
+    """Complaint 5 of users of other recorders: a camera dies unnoticed. Also a hole in the joints, and a clock set back."""
+    client, _ = recorder
+    health = client.collect(DiagnosticArray, "/diagnostics", EVENTS)
+
+    def told(what: str) -> bool:
+        return any(what in status.message for message in health for status in message.status)
+
+    with World(client.node) as world:
+
+        def run(seconds: float) -> None:
+            until = len(world.sent) + round(100 * seconds)
+            wait_for(lambda: len(world.sent) > until)
+
+        world.authority = ("POLICY", 2)
+        start(client)
+        run(1.0)
+        world.mute = ("wrist",)
+        wait_for(lambda: told("camera wrist: nothing in the last"), what="the operator is told of it")
+        run(3.0)
+        world.mute = ()
+        run(0.5)
+        world.mute = ("joints",)
+        run(0.5)
+        world.mute = ()
+        run(0.5)
+        world.set_back = 400_000_000
+        run(1.0)
+        answer = end(client)
+        assert answer.success, answer.message
+    facts = EpisodeReader(answer.path).episode
+    kinds = {
+        facts["topics"][f"/{NAMESPACE}/{topic}"]["stream"]: [
+            gap["kind"] for gap in facts["topics"][f"/{NAMESPACE}/{topic}"]["gaps"]
+        ]
+        for topic in ("wrist/color/image_raw/compressed", "franka/joint_states", "arm/state")
+    }
+    assert kinds == {
+        "camera wrist": ["silent", "clock_step"],
+        "joint states franka/joint_states": ["silent", "clock_step"],
+        "arm state": ["clock_step"],
+    }
+    (prepared,), _ = prepare(Path(answer.path), Wanted(Grid(30)), ("rnd",))
+    for labels in (facts["labels"], prepared.facts["x_labels"]):
+        (silent,) = [label for label in labels if "camera wrist: silent for" in label]
+        assert 3.0 <= float(silent.split()[-2]) < 6.0
+        assert any("joint_states: silent for 0.5" in label for label in labels)
+        for stream in ("camera wrist", "camera scene", "arm state", "joint_states"):
+            assert any(f"{stream}: clock set back by 0.3" in label for label in labels)
+    assert (np.diff(prepared.part.times) > 0).all()
+    assert prepared.part.gap.sum() > 90
+
+
+def test_a_full_disk_is_told_and_what_was_written_is_read(recorder, rig):
+    """Refused by the kernel in the middle of a write. The recorder lives on, and records again when there is room."""
+    client, running = recorder
+    states = client.collect(EpisodeState, "record/episode", LATCHED)
+    health = client.collect(DiagnosticArray, "/diagnostics", EVENTS)
+    with World(client.node) as world:
+        part = Path(start(client))
+        begun = len(world.sent)
+        wait_for(lambda: len(world.sent) > begun + 50)
+        before = resource.prlimit(running.pid, resource.RLIMIT_FSIZE)
+        # Room for one more chunk and half of the next.
+        limit = part.stat().st_size + CHUNK_BYTES * 3 // 2
+        resource.prlimit(running.pid, resource.RLIMIT_FSIZE, (limit, before[1]))
+        wait_for(
+            lambda: states and "disk error" in states[-1].termination_reason, what="the operator is told"
+        )
+        assert not states[-1].recording
+        wait_for(
+            lambda: any(
+                status.name == "record: recording"
+                and status.level == ERROR
+                and "disk error" in status.message
+                for status in health[-1].status
+            ),
+            what="it is in the diagnostics",
+        )
+        answer = end(client, "failure", "disk_full")
+        assert answer.success and "disk error" in answer.message
+        resource.prlimit(running.pid, resource.RLIMIT_FSIZE, before)
+        start(client, "two")
+        begun = len(world.sent)
+        wait_for(lambda: len(world.sent) > begun + 50)
+        assert end(client).success
+    facts = EpisodeReader(answer.path).episode
+    assert (facts["outcome"], facts["termination_reason"]) == ("failure", "disk_full")
+    assert "disk error" in facts["recording_stopped"]
+    assert facts["dropped"] > 0
+    with open(answer.path, "rb") as file:
+        assert sum(1 for _ in make_reader(file).iter_messages()) == facts["written"] > 300
+    assert EpisodeReader(Path(rig.record.directory) / "two.mcap").complete
 
 
 def test_a_common_reader_reads_it(recorder):

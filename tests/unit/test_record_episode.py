@@ -17,9 +17,9 @@ from vigil.record.gaps import GapCounter
 from vigil.record.reader import EpisodeReader
 from vigil.record.recovery import recover_folder
 from vigil.record.session import Asked, RecordingSession
-from vigil.record.topics import qos_yaml, sources
+from vigil.record.topics import BURST, advice_on_buffers, qos_yaml, sources
 from vigil.record.writer import Topic
-from vigil.rig import load_rig
+from vigil.rig import load_rig, root
 from vigil.run.session import derive_rig
 
 STATE = "vigil_msgs/msg/ControlState"
@@ -52,6 +52,7 @@ def session(rig, name: str = "one", **options) -> RecordingSession:
         now=100 * SECOND,
         control_topic=ARM,
         mark_topic=MARKS,
+        streams={ARM: "arm state"},
         **options,
     )
 
@@ -110,7 +111,8 @@ def test_an_episode_tells_who_was_in_control_and_what_got_lost(rig, tmp_path):
     assert facts == json.loads((tmp_path / "out" / "one.json").read_text())
     assert (facts["outcome"], facts["termination_reason"]) == ("success", "task_success")
     assert (facts["task"], facts["operator_id"], facts["duration_s"]) == (rig.task, "somebody", 3.0)
-    assert facts["topics"][ARM] == {"type": STATE, "written": 300, "dropped": 2}
+    told = {"type": STATE, "stream": "arm state", "written": 300, "dropped": 2, "gaps": []}
+    assert facts["topics"][ARM] == told
     assert (facts["written"], facts["dropped"]) == (300, 2)
     spans = [(s["authority"], s["start_s"], s["end_s"]) for s in facts["control"]]
     assert spans == [("HOLD", 0.0, 1.0), ("POLICY", 1.0, 2.5), ("HOLD", 2.5, 2.99)]
@@ -160,8 +162,47 @@ def test_an_unfinished_recording_is_completed(killed):
     facts = reader.episode
     assert (facts["outcome"], facts["termination_reason"]) == ("", "interrupted")
     assert facts["topics"][ARM]["written"] == len(before)
+    assert facts["control"][0] == {
+        "authority": "HOLD", "event": "event", "reason": "because 1", "start_s": 0.0, "end_s": 1.0
+    }  # fmt: skip
+    assert facts["topics"][ARM]["stream"] == "arm state"
     assert "completed as one.interrupted.mcap" in told[0]
     assert json.loads(finished.with_suffix(".json").read_text()) == facts
+
+
+@pytest.mark.parametrize(
+    ("end", "name"),
+    [
+        (lambda r: r.end("success", "done", 103 * SECOND, {}), "one.mcap"),
+        (lambda r: r.end("discarded", "", 103 * SECOND, {}), "one.mcap.discarded"),
+        (lambda r: r.interrupt(103 * SECOND, {}), "one.interrupted.mcap"),
+    ],
+)
+def test_a_recorder_killed_after_its_last_byte_leaves_what_it_meant_to(rig, tmp_path, end, name):
+    recording = session(rig)
+    fill(recording)
+    path = end(recording)
+    facts, whole = EpisodeReader(path).episode, path.read_bytes()
+    for file in path.parent.iterdir():
+        file.unlink()
+    path.with_name("one.mcap.part").write_bytes(whole)
+    (finished,) = recover_folder(path.parent, lambda text: None)
+    assert finished.name == name
+    assert finished.read_bytes() == whole
+    assert not path.with_name("one.mcap.part").exists()
+    assert json.loads((path.parent / (name.replace(".mcap", "", 1) + ".json")).read_text()) == facts
+
+
+def test_facts_that_a_kill_left_without_their_file_get_it(rig, tmp_path):
+    recording = session(rig)
+    fill(recording)
+    path = recording.end("success", "done", 103 * SECOND, {})
+    facts = json.loads(path.with_suffix(".json").read_text())
+    path.with_suffix(".json").unlink()
+    path.with_name("other.mcap").write_bytes(b"no recording")
+    assert recover_folder(path.parent, lambda text: None) == []
+    assert json.loads(path.with_suffix(".json").read_text()) == facts
+    assert not path.with_name("other.json").exists()
 
 
 def test_a_recording_that_is_being_written_is_left_alone(killed):
@@ -241,3 +282,14 @@ def test_the_rig_says_what_is_recorded(rig):
     raw = rig.model_copy(update={"record": rig.record.model_copy(update={"images": "raw"})})
     assert "scene/color/image_raw" in {source.name for source in sources(raw)}
     assert "reliability: best_effort" in qos_yaml(sources(rig)[0])
+
+
+def test_a_kernel_with_small_sockets_is_told_before_raw_pictures_are_lost(tmp_path):
+    limit = tmp_path / "rmem_max"
+    limit.write_text("212992\n")
+    assert "sudo sysctl -w net.core.rmem_max=4194304" in advice_on_buffers(limit)
+    limit.write_text("4194304\n")
+    assert advice_on_buffers(limit) == ""
+    assert advice_on_buffers(tmp_path / "none") == ""
+    for profile in (root() / "launch" / "dds").glob("*.xml"):
+        assert f"<receiveBufferSize>{BURST}</receiveBufferSize>" in profile.read_text()

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import struct
 from typing import Any
 
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 
 from vigil.errors import VigilError
+
+_STAMP = struct.Struct("<iI")  # of a header, behind the four bytes that tell the encoding
+
+
+def stamp_of(data: bytes | memoryview) -> int:
+    """Stamp [ns] of a serialised message that begins with a ``std_msgs/Header``."""
+    sec, nanosec = _STAMP.unpack_from(data, 4)
+    return sec * 1_000_000_000 + nanosec
 
 
 class MessageType:

@@ -9,12 +9,14 @@ import os
 import re
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from vigil.errors import VigilError
+from vigil.record.continuity import Continuity
 from vigil.record.writer import Counts
 
 METADATA = "vigil_episode"
@@ -47,12 +49,24 @@ class Mark(Strict):
     at_s: float
 
 
+class GapFacts(Strict):
+    """A hole in a stream, see `vigil.record.dataset.streams.Gap` and `Continuity.gaps`; times since the episode's start."""
+
+    kind: str
+    from_s: float
+    to_s: float
+    discarded: int = Field(0, description="samples that an export leaves out, since their stamps are not new")
+    back_s: float = Field(0.0, description="how far the clock was set back")
+
+
 class TopicFacts(Strict):
     """What became of one topic's messages. ``dropped`` never reached the file, on whatever part of the way."""
 
     type: str
+    stream: str = Field("", description="what its messages are called, where they ought to be steady")
     written: int = 0
     dropped: int = 0
+    gaps: list[GapFacts] = Field(default_factory=list)
 
 
 class JointFacts(Strict):
@@ -86,6 +100,7 @@ class EpisodeRecord(Strict):
     joints: tuple[JointFacts, ...] = Field(
         (), description="empty in older recordings: columns are the joints' names"
     )
+    labels: list[str] = Field(default_factory=list, description="holes in the streams, in words")
     control: list[ControlSpan] = Field(default_factory=list)
     marks: list[Mark] = Field(default_factory=list)
 
@@ -97,9 +112,24 @@ class EpisodeRecord(Strict):
         self.written = sum(facts.written for facts in self.topics.values())
         self.dropped = sum(facts.dropped for facts in self.topics.values())
 
+    def note_gaps(self, continuity: Continuity) -> None:
+        """Take over the holes in the streams."""
+        for name, gaps in continuity.gaps(self.start_ns).items():
+            self.topics[name].gaps = [
+                GapFacts(
+                    kind=gap.kind,
+                    from_s=(gap.start - self.start_ns) / 1e9,
+                    to_s=(gap.end - self.start_ns) / 1e9,
+                    discarded=gap.discarded,
+                    back_s=gap.back_s,
+                )
+                for gap in gaps
+            ]
+        self.labels = continuity.labels(self.start_ns)
+
     def metadata(self) -> dict[str, dict[str, str]]:
         """As an MCAP metadata record: the plain facts as text, and all of it as JSON."""
-        plain = self.model_dump(exclude={"topics", "joints", "control", "marks"})
+        plain = self.model_dump(exclude={"topics", "joints", "labels", "control", "marks"})
         return {METADATA: {**{k: str(v) for k, v in plain.items()}, "json": self.model_dump_json()}}
 
 
@@ -180,6 +210,8 @@ def write_sidecar(recording: Path, record: EpisodeRecord) -> Path:
             os.fsync(file.fileno())
         os.replace(partial, path)
     except OSError as error:
+        with suppress(OSError):
+            partial.unlink()
         raise VigilError(
             f"cannot write {path}: {error.strerror or error}; the recording holds the same"
         ) from None

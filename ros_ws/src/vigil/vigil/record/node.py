@@ -9,8 +9,8 @@ second that costs a fifth, and the middleware notes the time of reception anyway
 
 from __future__ import annotations
 
-import struct
 import threading
+from bisect import bisect_right
 from collections.abc import Iterable
 from functools import partial
 from typing import Any, NamedTuple
@@ -23,25 +23,25 @@ from vigil_msgs.srv import EndEpisode, MarkEpisode, StartEpisode
 
 from vigil.errors import VigilError
 from vigil.node import ERROR, EVENTS, LATCHED, OK, WARN, Health, VigilNode, interfaces, spin_node, to_stamp
+from vigil.record.cdr import stamp_of
 from vigil.record.definitions import full_definition
 from vigil.record.episode import INTERRUPTED, PERTURBATION, check_outcome
 from vigil.record.gaps import GapCounter
 from vigil.record.recovery import recover_folder
 from vigil.record.session import Asked, RecordingSession
-from vigil.record.topics import Source, qos_yaml, sources
+from vigil.record.topics import Source, advice_on_buffers, qos_yaml, sources
 from vigil.record.writer import Topic
 from vigil.rig import resolve
 
 FETCH_PERIOD = 0.02  # s
 QUEUE, IMAGE_QUEUE = 400, 30  # messages that the middleware holds for us between two fetches
-_STAMP = struct.Struct("<iI")  # of a header, behind the four bytes that tell the encoding
 
 
 class Arrival(NamedTuple):
     """One message as it came. Sorts by time of reception."""
 
     received: int  # ns, system time
-    order: int  # of fetching, between equals
+    order: int  # of fetching, no two alike
     topic: str
     sent: int  # ns, system time
     data: bytes
@@ -58,6 +58,9 @@ class RecordNode(VigilNode):
         self._state = EpisodeState()
         self._gaps = GapCounter()
         self._kept: dict[str, Arrival] = {}
+        self._held: list[Arrival] = []  # fetched, and to be passed on
+        self._owed: list[Arrival] = []  # to be put before the episode's first message
+        self._fetched = 0
         self._newest = 0  # stamp heard, ns
 
     # Life cycle -----------------------------------------------------------------------------------------------
@@ -87,6 +90,8 @@ class RecordNode(VigilNode):
         # Whoever stands beside the robot may also publish marks; all come in by the topic.
         self._marks = self.advertise(EpisodeMark, "record/marks", EVENTS)
         self.serve(MarkEpisode, "record/mark", self._on_mark)
+        if self.rig.record.images == "raw" and (advice := advice_on_buffers()):
+            self.get_logger().warning(advice)
         folder = resolve(self.rig.record.directory)
         threading.Thread(
             target=recover_folder, args=(folder, self.get_logger().warning), name="recover", daemon=True
@@ -104,7 +109,7 @@ class RecordNode(VigilNode):
         for timer in self._beats:
             self.destroy_timer(timer)
         if self._session is not None:
-            self._fetch()
+            self._fetch(all_of_it=True)
             session = self._close()
             try:
                 path = session.interrupt(self._instant(), self._gaps.lost)
@@ -117,6 +122,7 @@ class RecordNode(VigilNode):
     def teardown(self) -> None:
         self._inputs.clear()
         self._kept.clear()
+        self._held.clear()
         if self._inlet is not None:
             self._inlet.destroy_node()
             self._inlet = None
@@ -127,10 +133,12 @@ class RecordNode(VigilNode):
             yield Health("recording", OK, "no episode is open")
             return
         dropped = session.counts.dropped.total() + self._gaps.lost.total()
+        odd = [f"{dropped} messages dropped"] if dropped else []
+        odd += session.labels(self._instant())
         yield Health(
             "recording",
-            ERROR if session.stopped else WARN if dropped else OK,
-            session.stopped or (f"{dropped} messages dropped" if dropped else "ok"),
+            ERROR if session.stopped else WARN if odd else OK,
+            session.stopped or "; ".join(odd) or "ok",
             {
                 "episode": session.record.episode_id,
                 "written": session.counts.written.total(),
@@ -148,7 +156,7 @@ class RecordNode(VigilNode):
                 raise VigilError(
                     f"episode {self._session.record.episode_id} is open: end it first (record/end)"
                 )
-            self._fetch()  # what came before belongs to no episode
+            self._fetch(all_of_it=True)  # what came before belongs to no episode
             self._session = RecordingSession(
                 self.rig,
                 self._topics,
@@ -157,14 +165,14 @@ class RecordNode(VigilNode):
                 now=self._instant(),
                 control_topic=self._control_topic,
                 mark_topic=self._absolute("record/marks"),
+                streams={name: source.stream for name, source in self._sources.items()},
             )
         except VigilError as error:
             response.message = str(error)
             return response
         record = self._session.record
         self._gaps.restart()
-        for topic, arrival in self._kept.items():
-            self._session.put(topic, arrival.data, record.start_ns, record.start_ns)
+        self._owed = list(self._kept.values())
         for name, source in self._sources.items():
             if source.image:
                 self._take_in(name, source)
@@ -189,7 +197,7 @@ class RecordNode(VigilNode):
         except VigilError as error:
             response.message = str(error)
             return response
-        self._fetch()
+        self._fetch(all_of_it=True)
         session = self._close()
         try:
             path = session.end(request.outcome, request.termination_reason, self._instant(), self._gaps.lost)
@@ -198,7 +206,7 @@ class RecordNode(VigilNode):
             response.message = str(error)
         else:
             response.success, response.path = True, str(path)
-            response.message = session.record.recording_stopped
+            response.message = "; ".join(filter(None, (session.record.recording_stopped, session.warning)))
             self._state.path = str(path)
         self._count(session)
         self._state.outcome = request.outcome
@@ -226,6 +234,7 @@ class RecordNode(VigilNode):
             raise VigilError("the recorder is not active")
 
     def _close(self) -> RecordingSession:
+        self._put_owed(self._session.record.start_ns)
         session, self._session = self._session, None
         for name, source in self._sources.items():
             if source.image:
@@ -272,8 +281,14 @@ class RecordNode(VigilNode):
             _message_class(source.type_name), name, lambda _: None, profile, raw=True
         )
 
-    def _fetch(self) -> None:
-        arrivals: list[Arrival] = []
+    def _fetch(self, *, all_of_it: bool = False) -> None:
+        """Pass on what has come, in the order of its reception.
+
+        A message may be received before one that is fetched earlier. So the newest are held back until the next fetch,
+        unless ``all_of_it`` is asked for.
+        """
+        last = self._held[-1] if self._held else None
+        arrivals, self._held = self._held, []
         for topic, subscription in self._inputs.items():
             with subscription.handle:
                 for _ in range(QUEUE):
@@ -284,14 +299,19 @@ class RecordNode(VigilNode):
                     if not self._sources[topic].shared:
                         self._gaps.note(topic, info["publication_sequence_number"])
                     sent, received = info["source_timestamp"], info["received_timestamp"]
-                    arrivals.append(Arrival(received, len(arrivals), topic, sent, data))
+                    self._fetched += 1
+                    arrivals.append(Arrival(received, self._fetched, topic, sent, data))
         arrivals.sort()
+        if not all_of_it:
+            ready = bisect_right(arrivals, last) if last else 0
+            arrivals, self._held = arrivals[:ready], arrivals[ready:]
         for arrival in arrivals:
             if self._sources[arrival.topic].keep:
                 self._kept[arrival.topic] = arrival
             if self.lockstep:
                 arrival = self._in_simulated_time(arrival)
             if self._session is not None:
+                self._put_owed(arrival.received)
                 self._session.put(arrival.topic, arrival.data, arrival.received, arrival.sent)
         if self._session is not None and self._session.stopped and self._state.recording:
             self.get_logger().error(f"recording stopped, the robot goes on: {self._session.stopped}")
@@ -299,11 +319,16 @@ class RecordNode(VigilNode):
             self._state.termination_reason = f"recording stopped: {self._session.stopped}"
             self._publish()
 
+    def _put_owed(self, received: int) -> None:
+        """What was published once and for ever, before the first message: log times never decrease."""
+        for arrival in self._owed:
+            self._session.put(arrival.topic, arrival.data, received, self._session.record.start_ns)
+        self._owed = []
+
     def _in_simulated_time(self, arrival: Arrival) -> Arrival:
         stamp = self._newest
         if self._sources[arrival.topic].stamped:
-            sec, nanosec = _STAMP.unpack_from(arrival.data, 4)
-            stamp = sec * 1_000_000_000 + nanosec
+            stamp = stamp_of(arrival.data)
             self._newest = max(self._newest, stamp)
         return arrival._replace(received=self._newest, sent=stamp)
 

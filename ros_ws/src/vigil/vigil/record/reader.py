@@ -24,6 +24,8 @@ from vigil.record.cdr import MessageType
 from vigil.record.writer import Topic
 
 _RECORD = struct.Struct("<BQ")  # opcode, length of what follows
+_FOOTER = struct.Struct("<BQQQI")  # opcode, length, where summary and its offsets begin, checksum
+UNFINISHED = "its writer did not finish it"
 _MESSAGE = struct.Struct("<HIQQ")  # channel, sequence, log time, publish time
 _DAMAGE = (McapError, zstandard.ZstdError, struct.error, ValueError, EOFError, RuntimeError, MemoryError)
 
@@ -187,11 +189,11 @@ class EpisodeReader:
                         record = Metadata.read(ReadDataStream(BytesIO(content)))
                         self.metadata[record.name] = record.metadata
                     elif opcode == Opcode.DATA_END:
-                        self.damage = "" if _has_end_mark(file) else "its end mark is missing"
+                        self.damage = _at_the_end(file)
                         return
                     elif opcode in (Opcode.SCHEMA, Opcode.CHANNEL, Opcode.MESSAGE):
                         yield from self._scan(_RECORD.pack(opcode, len(content)) + content, wanted)
-                self.damage = "the writer did not finish it"
+                self.damage = UNFINISHED
             except _DAMAGE as error:
                 self.damage = f"damaged after {file.tell()} bytes: {error or type(error).__name__}"
 
@@ -241,9 +243,13 @@ def _records(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
         yield opcode, content
 
 
-def _has_end_mark(file: BinaryIO) -> bool:
-    file.seek(-len(MCAP0_MAGIC), 2)
-    return file.read() == MCAP0_MAGIC
+def _at_the_end(file: BinaryIO) -> str:
+    """What is wrong with the end of a file; empty if its writer finished it."""
+    file.seek(-(_FOOTER.size + len(MCAP0_MAGIC)), 2)
+    opcode, _, summary, _, _ = _FOOTER.unpack(file.read(_FOOTER.size))
+    if opcode != Opcode.FOOTER or file.read() != MCAP0_MAGIC:
+        return "its end mark is missing"
+    return "" if summary else UNFINISHED
 
 
 def _unpack(content: bytes) -> bytes:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from vigil.errors import VigilError
 from vigil.joints import joint_sources
-from vigil.record.cdr import MessageType
+from vigil.record.cdr import MessageType, stamp_of
+from vigil.record.continuity import Continuity
 from vigil.record.episode import (
     DISCARDED,
     INTERRUPTED,
@@ -25,8 +26,10 @@ from vigil.record.episode import (
     free_name,
     write_sidecar,
 )
-from vigil.record.writer import MEGABYTE, Counts, EpisodeWriter, Topic, free_bytes, sync_folder
+from vigil.record.writer import MEGABYTE, Counts, EpisodeWriter, Topic, free_bytes
 from vigil.rig import RigConfig, resolve
+
+UNDERWAY = 500_000_000  # [ns] younger than this a message may be on its way
 
 
 @dataclass(frozen=True)
@@ -44,12 +47,14 @@ class RecordingSession:
     Args:
         control_topic: absolute name of the arm's state, from which the source of control is noted.
         mark_topic: absolute name of the topic of moments that somebody marks.
+        streams: names of the streams that ought to be steady, by topic; their messages begin with a header.
 
     Raises:
         VigilError: the id makes no file name or is taken, or the disk is too full.
 
     Attributes:
         record: what is known of the episode.
+        warning: what went wrong beside the recording; empty if nothing did.
     """
 
     def __init__(
@@ -62,8 +67,10 @@ class RecordingSession:
         now: int,
         control_topic: str,
         mark_topic: str,
+        streams: Mapping[str, str] | None = None,
         free: Callable[[Path], int] = free_bytes,
     ) -> None:
+        self.warning = ""
         wall = time.time()
         self.record = EpisodeRecord(
             episode_id=choose_id(asked.episode_id, wall),
@@ -73,7 +80,10 @@ class RecordingSession:
             clock=clock,
             started=time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(wall)),
             start_ns=now,
-            topics={topic.name: TopicFacts(type=topic.type_name) for topic in topics},
+            topics={
+                topic.name: TopicFacts(type=topic.type_name, stream=(streams or {}).get(topic.name, ""))
+                for topic in topics
+            },
             joints=tuple(
                 JointFacts(topic=s.topic, columns=s.columns, joints=s.joints, scale=s.scale)
                 for s in joint_sources(rig)
@@ -86,6 +96,7 @@ class RecordingSession:
             header=self.record.metadata(),
             free=free,
         )
+        self._continuity = Continuity(streams or {})
         self._control = ControlLog(now)
         self._control_topic, self._mark_topic = control_topic, mark_topic
         self._types = {
@@ -104,6 +115,10 @@ class RecordingSession:
         """Why nothing is recorded any more, although the episode goes on; empty while all is well."""
         return self._writer.stopped
 
+    def labels(self, now: int) -> list[str]:
+        """Holes in the streams up to ``now`` [ns], in words."""
+        return self._continuity.labels(self.record.start_ns, now - UNDERWAY)
+
     @property
     def counts(self) -> Counts:
         """Messages written, and dropped by the writer, so far."""
@@ -112,6 +127,8 @@ class RecordingSession:
     def put(self, topic: str, data: bytes, log_time: int, publish_time: int) -> None:
         """Record one message; times in ns."""
         self._writer.put(topic, data, log_time, publish_time)
+        if self.record.topics[topic].stream:
+            self._continuity.note(topic, stamp_of(data))
         if topic not in self._types:
             return
         message = self._types[topic].decode(data)
@@ -134,8 +151,7 @@ class RecordingSession:
         Raises:
             VigilError: the disk refuses.
         """
-        path = self._finish(outcome, reason, now, lost)
-        return self._rename(path, DISCARDED) if outcome == DISCARDED else self._with_sidecar(path)
+        return self._finish(outcome, reason, now, lost, DISCARDED if outcome == DISCARDED else "")
 
     def interrupt(self, now: int, lost: Mapping[str, int]) -> Path:
         """Complete the episode without an outcome: its recorder is asked to end.
@@ -143,9 +159,11 @@ class RecordingSession:
         Raises:
             VigilError: the disk refuses.
         """
-        return self._rename(self._finish("", INTERRUPTED, now, lost), INTERRUPTED)
+        return self._finish("", INTERRUPTED, now, lost, INTERRUPTED)
 
-    def _finish(self, outcome: str, reason: str, now: int, lost: Mapping[str, int]) -> Path:
+    def _finish(self, outcome: str, reason: str, now: int, lost: Mapping[str, int], word: str) -> Path:
+        """``word``: in the file's name, telling what it is."""
+
         def footer(counts: Counts) -> Mapping[str, Mapping[str, str]]:
             self.record.recording_stopped = self._writer.stopped
             self.record.count(counts, lost)
@@ -155,14 +173,11 @@ class RecordingSession:
         self.record.termination_reason = reason
         self.record.duration_s = max(now - self.record.start_ns, 0) / 1e9
         self.record.control = self._control.spans
-        return self._writer.finish(footer)
-
-    def _rename(self, path: Path, word: str) -> Path:
-        target = free_name(path, word)
-        os.rename(path, target)
-        sync_folder(target.parent)
-        return self._with_sidecar(target)
-
-    def _with_sidecar(self, path: Path) -> Path:
-        write_sidecar(path, self.record)
+        self.record.note_gaps(self._continuity)
+        path = self._writer.path
+        path = self._writer.finish(footer, free_name(path, word) if word else path)
+        try:
+            write_sidecar(path, self.record)
+        except VigilError as error:  # the recording is complete without it
+            self.warning = str(error)
         return path

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from vigil.joints import joint_sources
 from vigil.rig import ArmConfig, RigConfig
 
+BURST = 4 << 20  # [bytes] what launch/dds asks the kernel for: four raw pictures
 Delivery = Literal["sensor", "reliable", "latched"]
 
 
@@ -23,6 +25,7 @@ class Source:
         keep: published once and true for ever, thus written into every episode.
         shared: has several publishers, whose sequence numbers mix: losses cannot be told.
         image: costs its publisher work, thus subscribed only while an episode is open.
+        stream: what its messages are called, where they ought to be steady; holes are then noted.
     """
 
     name: str
@@ -32,14 +35,18 @@ class Source:
     keep: bool = False
     shared: bool = False
     image: bool = False
+    stream: str = ""
 
 
 def sources(rig: RigConfig) -> list[Source]:
     """Every topic of ``rig`` that belongs to an episode."""
     found = [
-        *(Source(source.topic, "sensor_msgs/msg/JointState") for source in joint_sources(rig)),
+        *(
+            Source(source.topic, "sensor_msgs/msg/JointState", stream=f"joint states {source.topic}")
+            for source in joint_sources(rig)
+        ),
         *(command for arm in rig.arms for command in _commands(arm)),
-        Source("arm/state", "vigil_msgs/msg/ControlState", "reliable"),
+        Source("arm/state", "vigil_msgs/msg/ControlState", "reliable", stream="arm state"),
         Source("teleop/command", "vigil_msgs/msg/TeleopCommand"),
         Source("policy/chunk", "vigil_msgs/msg/ActionChunk", "reliable"),
         Source("policy/evidence", "vigil_msgs/msg/PolicyEvidence", "reliable"),
@@ -52,16 +59,18 @@ def sources(rig: RigConfig) -> list[Source]:
         found.append(Source("sim/task", "vigil_msgs/msg/TaskState", "reliable"))
     for camera in rig.cameras:
         colour = f"{camera.name}/color"
-        found.append(Source(f"{colour}/camera_info", "sensor_msgs/msg/CameraInfo"))
+        stream = f"camera {camera.name}"
+        told = stream if rig.record.images == "none" else ""
+        found.append(Source(f"{colour}/camera_info", "sensor_msgs/msg/CameraInfo", stream=told))
         found.append(
             Source(f"{camera.name}/extrinsics", "geometry_msgs/msg/TransformStamped", "latched", keep=True)
         )
         if rig.record.images == "jpeg":
-            found.append(
-                Source(f"{colour}/image_raw/compressed", "sensor_msgs/msg/CompressedImage", image=True)
-            )
+            topic, kind = f"{colour}/image_raw/compressed", "sensor_msgs/msg/CompressedImage"
+            found.append(Source(topic, kind, image=True, stream=stream))
         elif rig.record.images == "raw":
-            found.append(Source(f"{colour}/image_raw", "sensor_msgs/msg/Image", image=True))
+            topic, kind = f"{colour}/image_raw", "sensor_msgs/msg/Image"
+            found.append(Source(topic, kind, image=True, stream=stream))
     return found
 
 
@@ -86,6 +95,20 @@ def _commands(arm: ArmConfig) -> list[Source]:
 
 def _forward(topic: str) -> Source:
     return Source(topic, "std_msgs/msg/Float64MultiArray", "reliable", stamped=False)
+
+
+def advice_on_buffers(limit: Path = Path("/proc/sys/net/core/rmem_max")) -> str:
+    """What to do about a kernel that gives a socket less than a burst of raw pictures takes; empty if it gives enough."""
+    try:
+        given = int(limit.read_text())
+    except (OSError, ValueError):  # not Linux
+        return ""
+    if given >= BURST:
+        return ""
+    return (
+        f"raw pictures will be lost: the kernel gives a socket at most {given} bytes (net.core.rmem_max), a burst of them "
+        f"takes {BURST}: sudo sysctl -w net.core.rmem_max={BURST}, for good in /etc/sysctl.d/"
+    )
 
 
 def qos_yaml(source: Source) -> str:

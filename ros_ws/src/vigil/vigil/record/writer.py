@@ -1,13 +1,12 @@
-"""MCAP files that survive a crash: written by a thread of their own, on the disk within half a second.
+"""MCAP files that survive a crash: written by a thread of their own, in the file within half a second.
 
-While it is open a recording is called ``NAME.mcap.part``. It becomes ``NAME.mcap`` when it is complete, so a file of
-that name always is. What a killed process leaves is a ``.part`` whose whole chunks can be read (`vigil.record.reader`)
-and completed (`vigil.record.recovery`).
+While it is open a recording is called ``NAME.mcap.part``. It gets its final name when it is complete. What a killed
+process leaves is a ``.part`` that any reader of MCAP opens (`vigil.record.sink`), without an index and the facts that are
+known at the end; `vigil.record.recovery` completes it.
 """
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import os
 import shutil
@@ -17,16 +16,17 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
 
 from mcap.writer import CompressionType, Writer
 
 from vigil.errors import VigilError
+from vigil.record.sink import Sink
 from vigil.scheduling import stand_back
 
 PART = ".part"
-FLUSH_PERIOD = 0.5  # s; a killed recorder loses at most this and what one fsync takes
-CHUNK_BYTES = 1 << 20
+FLUSH_PERIOD = 0.5  # s; a killed recorder loses at most this
+CHUNK_BYTES = 1 << 20  # above it a chunk is flushed before its time
+LARGEST = 1 << 40  # never reached: chunks end by `Writer.flush` alone, and are then in the file
 QUEUE_BYTES = 128 << 20  # two raw 640x480 cameras fill this in 2.4 s
 MEGABYTE = 1_000_000
 
@@ -48,7 +48,7 @@ class Topic:
 
 @dataclass
 class Counts:
-    """Messages of each topic by what became of them."""
+    """Messages of each topic by what became of them: those in the file, and those that never will be."""
 
     written: Counter[str] = field(default_factory=Counter)
     dropped: Counter[str] = field(default_factory=Counter)
@@ -92,22 +92,35 @@ class EpisodeWriter:
         self._queued = 0  # bytes
         self._news = threading.Condition()
         self._closing = self._broken = False
+        self._ended = threading.Event()
+        self._sequence: Counter[str] = Counter()
+        self._pending: Counter[str] = Counter()  # in the chunk that is not in the file yet
+        self._pending_bytes = 0
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._check_new()
-            self._file = self.part.open("xb")
-            # Held until this process ends, however it ends: recovery leaves a file alone that is being written.
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._file = self.part.open("xb", buffering=0)
         except OSError as error:
             raise VigilError(f"cannot record into {path.parent}: {error.strerror or error}") from None
-        self._mcap = begin_mcap(self._file)
-        for name, values in (header or {}).items():
-            self._mcap.add_metadata(name, dict(values))
-        self._channels = {topic.name: register(self._mcap, topic) for topic in topics}
-        self._sequence: Counter[str] = Counter()
-        self._mcap.flush()
-        self._thread = threading.Thread(target=self._run, name=f"write {path.name}", daemon=True)
-        self._thread.start()
+        try:
+            # Held until this process ends, however it ends: recovery leaves a file alone that is being written.
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._sink = Sink(self._file)
+            self._mcap = begin_mcap(self._sink)
+            for name, values in (header or {}).items():
+                self._mcap.add_metadata(name, dict(values))
+            self._channels = {topic.name: register(self._mcap, topic) for topic in topics}
+            self._mcap.flush()
+        except OSError as error:
+            self._file.close()
+            self.part.unlink()
+            raise VigilError(f"cannot record into {path.parent}: {error.strerror or error}") from None
+        self._threads = [
+            threading.Thread(target=work, name=f"{what} {path.name}", daemon=True)
+            for what, work in (("write", self._run), ("sync", self._keep_synced))
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def put(self, topic: str, data: bytes, log_time: int, publish_time: int) -> bool:
         """Queue one serialised message (CDR); times in ns. False if it was dropped."""
@@ -122,33 +135,52 @@ class EpisodeWriter:
                 self._news.notify()
         return True
 
-    def finish(self, footer: Callable[[Counts], Mapping[str, Mapping[str, str]]]) -> Path:
+    def finish(
+        self, footer: Callable[[Counts], Mapping[str, Mapping[str, str]]], path: Path | None = None
+    ) -> Path:
         """Write what is queued and the metadata that ``footer`` makes of the final counts, and complete the file.
 
+        After an error of the disk the file has what was written before, and no index.
+
+        Args:
+            path: the name that it gets, if it is another.
+
         Raises:
-            VigilError: the disk refuses; what was written before stays readable in the ``.part`` file.
+            VigilError: the disk refuses even that; what was written before is in the ``.part`` file.
         """
         with self._news:
             self._closing = True
             self._news.notify()
-        self._thread.join()
+        self._ended.set()
+        for thread in self._threads:
+            thread.join()
         try:
-            if self._broken:
-                raise VigilError(f"{self.stopped}; {self.part} has what was written before")
-            for name, values in footer(self.counts).items():
-                self._mcap.add_metadata(name, dict(values))
-            self._mcap.finish()
-            self._sync()
-            os.rename(self.part, self.path)
-            sync_folder(self.path.parent)
+            self._complete(footer)
+            os.fsync(self._file.fileno())
+            target = path or self.path
+            os.rename(self.part, target)
+            sync_folder(target.parent)
         except OSError as error:
             raise VigilError(
                 f"{self.path.name} could not be completed: {error.strerror or error}; {self.part} has what was written"
             ) from None
         finally:
-            with contextlib.suppress(OSError):  # a full disk refuses the last buffered bytes once more
-                self._file.close()
-        return self.path
+            self._file.close()
+        return target
+
+    def _complete(self, footer: Callable[[Counts], Mapping[str, Mapping[str, str]]]) -> None:
+        if not self._broken:
+            try:
+                for name, values in footer(self.counts).items():
+                    self._mcap.add_metadata(name, dict(values))
+                self._mcap.finish()
+                self._sink.finish()
+                return
+            except OSError as error:
+                self._fail(error)
+        # There is no room for an index; the facts may still find theirs, where the chunk that failed had begun.
+        for name, values in footer(self.counts).items():
+            self._sink.append_metadata(name, dict(values))
 
     def _check_new(self) -> None:
         for taken in (self.path, self.part):
@@ -166,7 +198,7 @@ class EpisodeWriter:
             f"the rig asks for {self._min_free / MEGABYTE:.0f} MB (record.min_free_mb): free some space"
         )
 
-    # The writer's thread ----------------------------------------------------------------------------------------
+    # The writer's threads ---------------------------------------------------------------------------------------
 
     def _run(self) -> None:
         stand_back()
@@ -179,50 +211,71 @@ class EpisodeWriter:
                 self._queue, self._queued = deque(), 0
             self._write(batch)
             if closing or time.monotonic() >= due:
-                self._attempt(self._flush)
+                self._flush()
                 due = time.monotonic() + self._flush_period
+                self._check_space()
             if closing:
                 return
 
     def _write(self, batch: deque[tuple[str, int, int, bytes]]) -> None:
         while batch:
             topic, log_time, publish_time, data = batch.popleft()
-            if self.stopped or not self._attempt(self._add, topic, log_time, publish_time, data):
+            if self.stopped:
                 with self._news:
                     self.counts.dropped[topic] += 1
-            else:
-                self.counts.written[topic] += 1
-
-    def _add(self, topic: str, log_time: int, publish_time: int, data: bytes) -> None:
-        self._sequence[topic] += 1
-        self._mcap.add_message(self._channels[topic], log_time, data, publish_time, self._sequence[topic])
+                continue
+            self._sequence[topic] += 1
+            self._mcap.add_message(self._channels[topic], log_time, data, publish_time, self._sequence[topic])
+            self._pending[topic] += 1
+            self._pending_bytes += len(data)
+            if self._pending_bytes > CHUNK_BYTES:
+                self._flush()
 
     def _flush(self) -> None:
+        """Bring the chunk into the file, from where a kill of this process does not take it."""
+        if self._broken:
+            return
+        try:
+            self._mcap.flush()
+            became = self.counts.written
+        except OSError as error:
+            self._fail(error)
+            became = self.counts.dropped
+        with self._news:
+            became.update(self._pending)
+        self._pending, self._pending_bytes = Counter(), 0
+
+    def _check_space(self) -> None:
         if self.stopped:
             return
-        self._mcap.flush()
-        self._sync()
-        free = self._free(self.part.parent)
+        try:
+            free = self._free(self.part.parent)
+        except OSError as error:
+            self._fail(error)
+            return
         if free < self._min_free:
             self.stopped = self._low(free)
 
-    def _sync(self) -> None:
-        self._file.flush()
-        os.fsync(self._file.fileno())
+    def _keep_synced(self) -> None:
+        """Bring the file to the disk again and again, for the case of a power cut: nothing waits for a slow disk."""
+        stand_back()
+        while not (self._ended.wait(self._flush_period) or self._broken):
+            try:
+                os.fsync(self._file.fileno())
+            except OSError as error:
+                self._fail(error)
 
-    def _attempt(self, action: Callable[..., Any], *arguments: Any) -> bool:
-        try:
-            action(*arguments)
-        except OSError as error:
-            self._broken = True  # a record may be half written: nothing may follow it
-            self.stopped = f"disk error while writing {self.part}: {error.strerror or error}"
-            return False
-        return True
+    def _fail(self, error: OSError) -> None:
+        self._broken = True
+        self.stopped = self.stopped or f"disk error while writing {self.part}: {error.strerror or error}"
 
 
-def begin_mcap(file: BinaryIO) -> Writer:
-    """An MCAP writer in the profile of ROS 2. State compresses to a third; JPEG costs zstd next to nothing."""
-    mcap = Writer(file, chunk_size=CHUNK_BYTES, compression=CompressionType.ZSTD)
+def begin_mcap(file: Sink) -> Writer:
+    """An MCAP writer in the profile of ROS 2; a chunk ends where it is flushed.
+
+    State compresses to a third; JPEG costs zstd next to nothing; noise of raw pictures leaves five sixths.
+    """
+    mcap = Writer(file, chunk_size=LARGEST, compression=CompressionType.ZSTD)
     mcap.start(profile="ros2", library="vigil")
     return mcap
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from vigil.errors import VigilError
 from vigil.record.dataset.frames import Drawn, Pictures, Table, make_table
 from vigil.record.dataset.resample import Grid, Part, resample
 from vigil.record.dataset.source import Source, read_source
-from vigil.record.dataset.streams import Gap
+from vigil.record.dataset.streams import Gap, told
 from vigil.record.episode import INTERRUPTED, SUFFIX
 from vigil.rig import load_rig
 
@@ -158,10 +157,7 @@ def labels(source: Source, part: Part, parts: int, grid: Grid) -> list[str]:
     found = list(source.labels)
     if source.facts["termination_reason"] == INTERRUPTED:
         found.append("interrupted: no outcome")
-    kinds = Counter((gap.stream, gap.kind) for gap in part.gaps)
-    for (stream, kind), count in kinds.items():
-        gaps = [gap for gap in part.gaps if (gap.stream, gap.kind) == (stream, kind)]
-        found.append(f"{stream}: {_told(kind, gaps)}" + (f" ({count} times)" if count > 1 else ""))
+    found += told(part.gaps)
     if part.quality.gap_frames:
         what = {"hold": "last sample repeated", "nearest": "nearest sample taken"}.get(grid.gaps, "")
         found.append(f"{part.quality.gap_frames} frames in gaps: {what}")
@@ -173,18 +169,6 @@ def labels(source: Source, part: Part, parts: int, grid: Grid) -> list[str]:
                 f"camera {camera} delivered {rate:.4g} pictures per second, not {grid.fps}: pictures repeat"
             )
     return found
-
-
-def _told(kind: str, gaps: Sequence[Gap]) -> str:
-    longest = max(gap.end - gap.start for gap in gaps) / 1e9
-    if kind == "clock_step":
-        lost, back = sum(gap.discarded for gap in gaps), max(gap.back_s for gap in gaps)
-        return f"clock set back by {back:.3f} s, {lost} samples left out"
-    return {
-        "silent": f"silent for {longest:.3f} s",
-        "ended": f"nothing in the last {longest:.3f} s",
-        "odd_stamp": f"{sum(gap.discarded for gap in gaps)} samples stamped in the future left out",
-    }[kind]
 
 
 def _gap_row(gap: Gap, part: Part) -> dict[str, Any]:

@@ -6,7 +6,6 @@ needed, so that recordings stay readable when the rig changes.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,12 +14,12 @@ from typing import Any
 import numpy as np
 
 from vigil.errors import VigilError
+from vigil.record.cdr import stamp_of
 from vigil.record.dataset.streams import Stream, make_stream
 from vigil.record.reader import EpisodeReader, stamp_ns
 
 CONTROLLING = ("POLICY", "OPERATOR", "BLENDED")
 IMAGE_TOPICS = ("/color/image_raw/compressed", "/color/image_raw")  # the former wins where both are recorded
-_STAMP = struct.Struct("<iI")  # of a header, behind the four bytes that tell the encoding
 
 
 @dataclass(frozen=True)
@@ -265,8 +264,7 @@ def _header_stream(reader: EpisodeReader, topic: str, name: str) -> Stream:
     """Header stamps alone, without decoding what follows them."""
     stamps = []
     for _, _, _, data in reader.raw([topic]):
-        sec, nanosec = _STAMP.unpack_from(data, 4)
-        stamps.append(sec * 1_000_000_000 + nanosec)
+        stamps.append(stamp_of(data))
     return make_stream(name, stamps)
 
 

@@ -110,6 +110,25 @@ def make_stream(name: str, stamps: Sequence[int] | np.ndarray, usable: np.ndarra
     return Stream(name, stamps[kept], index[kept], steps)
 
 
+def told(gaps: Sequence[Gap]) -> list[str]:
+    """Gaps in words: a line for each kind in each stream."""
+    lines = []
+    for stream, kind in dict.fromkeys((gap.stream, gap.kind) for gap in gaps):
+        alike = [gap for gap in gaps if (gap.stream, gap.kind) == (stream, kind)]
+        longest = max(gap.end - gap.start for gap in alike) / 1e9
+        discarded, back = sum(gap.discarded for gap in alike), max(gap.back_s for gap in alike)
+        what = {
+            "silent": f"silent for {longest:.3f} s",
+            "ended": f"nothing in the last {longest:.3f} s",
+            "late": f"nothing in the first {longest:.3f} s",
+            "missing": "nothing came",
+            "clock_step": f"clock set back by {back:.3f} s, {discarded} samples left out",
+            "odd_stamp": f"{discarded} samples stamped in the future left out",
+        }[kind]
+        lines.append(f"{stream}: {what}" + (f" ({len(alike)} times)" if len(alike) > 1 else ""))
+    return lines
+
+
 def _in_order(name: str, stamps: np.ndarray) -> tuple[np.ndarray, tuple[Gap, ...]]:
     """Places of the stamps that are newer than all before them, and the steps back between them."""
     # One stamp from the future must not make all that follow look old: it is the one that is wrong.

@@ -202,9 +202,16 @@ class RigClient:
         return self.call("record/start", request).path
 
     def end_episode(self, outcome: str, termination_reason: str) -> str:
-        """End the recording with its outcome; gives the path of the finished file."""
+        """End the recording with its outcome; gives the path of the finished file.
+
+        Raises:
+            VigilError: it does not hold the whole episode, since the disk was full; it is kept.
+        """
         request = EndEpisode.Request(outcome=outcome, termination_reason=termination_reason)
-        return self.call("record/end", request, timeout=30.0).path
+        response = self.call("record/end", request, timeout=30.0)
+        if response.message:
+            raise VigilError(f"{response.path} is not whole: {response.message}")
+        return response.path
 
     def end_quietly(self) -> None:
         """End the recording of an episode that broke off; the error that is under way says more than one from here."""
