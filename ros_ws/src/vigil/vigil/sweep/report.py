@@ -58,7 +58,7 @@ def table(rows: Sequence[dict[str, Any]], chosen: str | None, budget_ms: float) 
     samples = rows[0]["samples"]
     shown = Table(
         title=f"inference (encoder and sampler), and a budget of {budget_ms:g} ms",
-        caption="times: median and 99 % [ms]; error and success: with 95 % intervals; dim: outside the budget",
+        caption="times: ms, median (99 %); error and success: with 95 % intervals; dim: outside the budget",
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
