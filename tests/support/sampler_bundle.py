@@ -63,8 +63,9 @@ def _streaming(folder: Path, emitted: int) -> tuple[str, str]:
     size, chunk = len(CAMERAS) + width, ["K", HORIZON, width]
     constants = {
         "first": np.array([len(CAMERAS)], np.int64), "last": np.array([size], np.int64), "one": np.array([1], np.int64),
-        "gain": np.float32(NOISE_GAIN), "from": np.array([emitted], np.int64), "to": np.array([HORIZON], np.int64),
+        "gain": np.float32(NOISE_GAIN),
     }  # fmt: skip
+    moving = {"from": np.array([emitted], np.int64), "to": np.array([HORIZON], np.int64)}
 
     def write(name: str, moves: bool) -> str:
         if moves:
@@ -89,7 +90,10 @@ def _streaming(folder: Path, emitted: int) -> tuple[str, str]:
                 helper.make_tensor_value_info(n, TensorProto.FLOAT, chunk)
                 for n in (s.CHUNKS_OUTPUT, s.BUFFER_OUTPUT)
             ],
-            [numpy_helper.from_array(value, n) for n, value in constants.items()],
+            [
+                numpy_helper.from_array(value, n)
+                for n, value in (constants | (moving if moves else {})).items()
+            ],
         )
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
         onnx.checker.check_model(model)

@@ -45,7 +45,6 @@ def paced(rig: RigConfig, ticks: int) -> dict[str, list[float]]:
     if policy.samples > first:
         calls["rest"] = sampling(runtime, encoded, policy.samples - first)
     seconds: dict[str, list[float]] = {"rest": [0.0] * ticks, **{name: [] for name in calls}}
-    step_forward(all_threads=True)  # as the node
     due = time.monotonic()
     for i in range(-SETTLING, ticks):
         due += policy.period
@@ -94,6 +93,7 @@ def main() -> None:
     parser.add_argument("--rig", required=True)
     parser.add_argument("--ticks", type=int, required=True)
     args = parser.parse_args()
+    step_forward(all_threads=True)  # as the node; threads of the graphs inherit it
     print(
         json.dumps({name: list(np.round(s, 7)) for name, s in paced(load_rig(args.rig), args.ticks).items()})
     )
