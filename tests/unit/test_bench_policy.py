@@ -6,7 +6,7 @@ import pytest
 from support.sampler_bundle import write_sampler_bundle
 from support.tiny_bundle import write_tiny_bundle
 from vigil.bench import commands, graph
-from vigil.bench.ticks import SETTLING, Tick, Ticks, node_times
+from vigil.bench.ticks import SETTLING, Tick, Ticks, node_times, overhead
 from vigil.errors import VigilError
 from vigil.policy.bundle import load_bundle
 from vigil.policy.runtime import PolicyRuntime
@@ -35,9 +35,20 @@ def bare(count, encoder=0.002, first=0.005, rest=0.010):
 
 def test_overhead_is_what_the_node_adds_to_the_graph():
     found = node_times(32, ticks(50).counted(), 0.2, bare(50))
-    assert found.overhead("chunk") == (pytest.approx(5.0), pytest.approx(5.0))
-    assert found.overhead("evidence") == (pytest.approx(13.0), pytest.approx(13.0))
+    assert overhead(found.chunk, found.bare_chunk) == (pytest.approx(5.0), pytest.approx(5.0))
+    assert overhead(found.inside, found.bare_chunk) == (pytest.approx(2.0), pytest.approx(2.0))
+    assert overhead(found.evidence, found.bare_evidence) == (pytest.approx(13.0), pytest.approx(13.0))
     assert found.complete.median == pytest.approx(3.0) and found.missed == 0
+
+
+def test_facts_of_the_node_name_the_worst_k_and_what_was_missed():
+    good = node_times(1, ticks(50, chunk_ms=9.5, inference_ms=8.0).counted(), 0.2, bare(50))
+    bad = node_times(32, ticks(50, lost=(20,)).counted(), 0.2, bare(49))
+    said = commands.node_facts([good, bad])
+    assert said[0].startswith("overhead at 99 %: 5.0 ms at most, with K = 32") and "misses" in said[0]
+    assert said[1].startswith("own overhead at 99 %: 2.0 ms at most") and "within 3 ms" in said[1]
+    assert "resizing the pictures takes 1.0 ms" in said[2] and said[3].endswith("1 with K = 32")
+    assert commands.node_table([good, bad], 8).row_count == 2
 
 
 def test_first_ticks_do_not_count_and_missed_ones_do():

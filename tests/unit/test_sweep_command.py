@@ -19,7 +19,7 @@ OFFLINE = ("--episodes", "0", "--rounds", "4")
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bundles") / "several"
-    return write_sampler_bundle(folder, {"exact": 0.0, "near": 0.01, "off": 5.0}, emitted=2)
+    return write_sampler_bundle(folder, {"exact": 0.0, "near": 0.01, "off": -5.0}, emitted=2)
 
 
 @pytest.fixture(scope="module")

@@ -81,14 +81,15 @@ class NodeTimes:
     resize: Timing
     missed: int
 
-    def overhead(self, what: str) -> tuple[float, float]:
-        """What the node adds to the graph [ms]: difference of the medians, and of the 99th percentiles.
+    @property
+    def inside(self) -> Timing:
+        """From the complete observation to the chunk: what remains without the way of the inputs."""
+        return Timing(self.chunk.seconds - self.complete.seconds)
 
-        Args:
-            what: ``chunk`` or ``evidence``.
-        """
-        whole, bare = getattr(self, what), getattr(self, f"bare_{what}")
-        return whole.median - bare.median, whole.p99 - bare.p99
+
+def overhead(whole: Timing, bare: Timing) -> tuple[float, float]:
+    """What is added to the graph [ms]: difference of the medians, and of the 99th percentiles."""
+    return whole.median - bare.median, whole.p99 - bare.p99
 
 
 def node_times(samples: int, ticks: list[Tick], period: float, bare: dict[str, np.ndarray]) -> NodeTimes:
