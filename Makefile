@@ -52,6 +52,7 @@ test-train: setup
 
 bench: setup
 	@for bench in tests/bench/bench_*.py; do echo "== $$bench"; $(RUN)python $$bench || exit 1; done
+	@echo "== vigil bench policy"; $(RUN)vigil bench policy
 
 # Roll-outs of two tasks, then every detector on them: takes about two hours, goes on where it was stopped.
 BENCHMARK ?= out/benchmark

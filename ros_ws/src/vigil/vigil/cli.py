@@ -45,6 +45,10 @@ COMMANDS = {
         "vigil.monitor.calibrate_command:calibrate", "Calibrate the failure monitor of a bundle."
     ),
     "dataset": Command("vigil.record.dataset.commands:app", "Data sets for training, made of recordings."),
+    "policy": Command(
+        "vigil.sweep.commands:app", "Policy bundles: compare samplers and choose one.", private=True
+    ),
+    "bench": Command("vigil.bench.commands:app", "What the rig costs on this machine.", private=True),
     "monitor": Command("vigil.monitor.evaluate_command:app", "Measure failure detection on roll-outs."),
 }
 # Modules that plain set-up leaves out, and the extra of pyproject.toml that brings each.

@@ -1,0 +1,128 @@
+"""What stands around the policy node while it is measured: cameras, joint states, and an ear for what it publishes.
+
+    python -m vigil.bench.node --rig RIG --part CAMERA     # or --part joints
+
+runs one source as a process of its own, as cameras and drivers do. Like those of the simulated rig, frames are exposed at
+instants at which a joint state is taken too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from array import array
+from collections.abc import Callable
+
+import numpy as np
+import rclpy
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
+from sensor_msgs.msg import Image, JointState
+from vigil_msgs.msg import ActionChunk, PolicyEvidence
+
+from vigil.bench.policy import JOINTS
+from vigil.bench.ticks import Tick, Ticks
+from vigil.errors import VigilError
+from vigil.joints import joint_sources
+from vigil.node import COMMAND, EVIDENCE, SENSOR, SpinThread, nanoseconds, to_stamp
+from vigil.rig import RigConfig, load_rig
+from vigil.scheduling import step_forward
+
+JOINT_PERIOD = 10_000_000  # [ns]
+FRAMES = 8  # different ones, that take turns
+
+
+class Ear:
+    """Hears chunks and evidence, and when each was handed to the middleware. Use as a context manager."""
+
+    def __init__(self, rig: RigConfig) -> None:
+        self.ticks = Ticks()
+        self._context = rclpy.Context()
+        try:
+            rclpy.init(context=self._context)
+            self._node = rclpy.create_node("bench", namespace=rig.namespace, context=self._context)
+        except Exception as error:  # rclpy raises RCLError and RuntimeError here, without a common base
+            raise VigilError(f"ROS 2 communication did not start: {error}") from None
+        self._executor = SingleThreadedExecutor(context=self._context)
+        self._executor.add_node(self._node)
+        self._node.create_subscription(ActionChunk, "policy/chunk", self._on_chunk, COMMAND)
+        self._node.create_subscription(PolicyEvidence, "policy/evidence", self._on_evidence, EVIDENCE)
+        self._thread = SpinThread(self._executor, "bench")
+
+    def __enter__(self) -> Ear:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.close()
+        self._node.destroy_node()
+        rclpy.shutdown(context=self._context)
+
+    # Two parameters: rclpy then passes on what the middleware knows of the message.
+    def _on_chunk(self, message: ActionChunk, info: dict) -> None:
+        stamp = nanoseconds(message.header.stamp)
+        self.ticks.add(Tick(message.tick, stamp, info["source_timestamp"], message.inference_time))
+
+    def _on_evidence(self, message: PolicyEvidence, info: dict) -> None:
+        self.ticks.complete(message.tick, info["source_timestamp"])
+
+
+def _camera(node: Node, rig: RigConfig, name: str) -> tuple[int, Callable[[int], None]]:
+    """Period [ns], and what publishes the frame of an instant; as `vigil.camera.node` does it."""
+    camera = rig.camera(name)
+    shape = (camera.height, camera.width, 3)
+    topic = node.create_publisher(Image, f"{name}/color/image_raw", SENSOR)
+    message = Image(encoding="rgb8", height=shape[0], width=shape[1], step=3 * shape[1])
+    message.data = array("B", bytes(np.prod(shape)))
+    frames = np.random.default_rng(0).integers(0, 256, (FRAMES, *shape), np.uint8)
+
+    def publish(stamp: int) -> None:
+        message.header.stamp = to_stamp(stamp)
+        np.frombuffer(message.data, np.uint8)[:] = frames[(stamp // JOINT_PERIOD) % FRAMES].reshape(-1)
+        topic.publish(message)
+
+    return round(1e9 / camera.rate), publish
+
+
+def _joints(node: Node, rig: RigConfig) -> tuple[int, Callable[[int], None]]:
+    """The same of the joint states: every arm at home."""
+    told = []
+    for source in joint_sources(rig):
+        scaled = zip(source.columns, source.scale, strict=True)
+        at_home = [(rig.home[column] - offset) / factor for column, (factor, offset) in scaled]
+        message = JointState(name=list(source.joints), position=at_home)
+        told.append((node.create_publisher(JointState, source.topic, SENSOR), message))
+
+    def publish(stamp: int) -> None:
+        for topic, message in told:
+            message.header.stamp = to_stamp(stamp)
+            topic.publish(message)
+
+    return JOINT_PERIOD, publish
+
+
+def main() -> None:
+    """Publish one source until the process is ended."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rig", required=True)
+    parser.add_argument("--part", required=True)
+    args = parser.parse_args()
+    rig = load_rig(args.rig)
+    rclpy.init()
+    node = rclpy.create_node(f"bench_{args.part}", namespace=rig.namespace)
+    period, publish = _joints(node, rig) if args.part == JOINTS else _camera(node, rig, args.part)
+    step_forward(all_threads=True)  # as cameras do; hardware has a processor of its own
+    number = time.time_ns() // period + 1
+    try:
+        while True:
+            stamp = round(number * period / JOINT_PERIOD) * JOINT_PERIOD
+            time.sleep(max(0, stamp - time.time_ns()) / 1e9)
+            publish(stamp)
+            number += 1
+    except KeyboardInterrupt:
+        pass
+    finally:
+        rclpy.try_shutdown()
+
+
+if __name__ == "__main__":
+    main()

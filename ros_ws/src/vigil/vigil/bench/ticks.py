@@ -1,0 +1,117 @@
+"""The policy node's ticks as they were heard, and what they cost above the bare graph."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from vigil.policy.timing import Timing
+
+SETTLING = 5  # first ticks that do not count
+
+
+@dataclass
+class Tick:
+    """One tick of the policy node; stamps in ns of the system clock, 0: not heard.
+
+    Attributes:
+        observed: stamp of the observation.
+        published: when the chunk was handed to the middleware.
+        inference_s: what the node says of the time from the complete observation to the chunk [s].
+        proven: when the evidence was.
+    """
+
+    number: int
+    observed: int
+    published: int
+    inference_s: float
+    proven: int = 0
+
+
+@dataclass
+class Ticks:
+    """All that were heard. May be used from several threads."""
+
+    heard: dict[int, Tick] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __len__(self) -> int:
+        with self._lock:
+            return len(self.heard)
+
+    def add(self, tick: Tick) -> None:
+        with self._lock:
+            self.heard[tick.number] = tick
+
+    def complete(self, number: int, proven: int) -> None:
+        """The evidence of a tick is there."""
+        with self._lock:
+            if number in self.heard:
+                self.heard[number].proven = proven
+
+    def counted(self) -> list[Tick]:
+        """Those with evidence, without the first few."""
+        with self._lock:
+            ticks = [tick for _, tick in sorted(self.heard.items())]
+        return [tick for tick in ticks[SETTLING:] if tick.proven]
+
+
+@dataclass(frozen=True)
+class NodeTimes:
+    """What one K took in the node, and in the bare graph beside it.
+
+    Attributes:
+        samples: K.
+        chunk: from the observation's stamp to the published chunk.
+        complete: of that the part until all of the observation had arrived.
+        evidence: from the observation's stamp to the published evidence, which has all K.
+        bare_chunk, bare_evidence: the graph alone: encoder and the first few samples; encoder and all of them.
+        resize: of the pictures, alone.
+        missed: ticks that were due and did not come.
+    """
+
+    samples: int
+    chunk: Timing
+    complete: Timing
+    evidence: Timing
+    bare_chunk: Timing
+    bare_evidence: Timing
+    resize: Timing
+    missed: int
+
+    @property
+    def inside(self) -> Timing:
+        """From the complete observation to the chunk: what remains without the way of the inputs."""
+        return Timing(self.chunk.seconds - self.complete.seconds)
+
+
+def overhead(whole: Timing, bare: Timing) -> tuple[float, float]:
+    """What is added to the graph [ms]: difference of the medians, and of the 99th percentiles."""
+    return whole.median - bare.median, whole.p99 - bare.p99
+
+
+def node_times(samples: int, ticks: list[Tick], period: float, bare: dict[str, np.ndarray]) -> NodeTimes:
+    """The figures of one K.
+
+    Args:
+        ticks: in order, at least two.
+        period: between two of them, as the rig says [s].
+        bare: seconds [n] of ``resize``, ``encoder``, ``first`` and ``rest``, the calls of one tick.
+    """
+    observed = np.array([tick.observed for tick in ticks])
+    chunk = np.array([tick.published for tick in ticks]) - observed
+    evidence = np.array([tick.proven for tick in ticks]) - observed
+    inference = np.array([tick.inference_s for tick in ticks])
+    due = round((observed[-1] - observed[0]) / 1e9 / period) + 1
+    return NodeTimes(
+        samples=samples,
+        chunk=Timing(chunk / 1e9),
+        complete=Timing(chunk / 1e9 - inference),
+        evidence=Timing(evidence / 1e9),
+        bare_chunk=Timing(bare["encoder"] + bare["first"]),
+        bare_evidence=Timing(bare["encoder"] + bare["first"] + bare["rest"]),
+        resize=Timing(bare["resize"]),
+        missed=max(0, due - len(ticks)),
+    )
