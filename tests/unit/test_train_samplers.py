@@ -163,7 +163,8 @@ def test_samplers_that_cannot_inpaint_say_so(method):
 
 def test_a_sampler_for_another_objective_is_refused_with_what_fits():
     with pytest.raises(
-        VigilError, match="trained with objective flow, this sampler needs diffusion: choose euler or midpoint"
+        VigilError,
+        match="trained with objective flow, this sampler needs diffusion: choose euler or midpoint",
     ):
         make_sampler(policy("flow"), "ddim")
     with pytest.raises(VigilError, match="there is no sampler 'heun'"):
@@ -216,11 +217,13 @@ def test_noise_of_a_stream_comes_out_in_its_turn():
     torch.manual_seed(0)
     net = policy("streaming")
     embedding, step = torch.randn(1, E), Streaming(net, 1)
-    chunks, buffer = StreamingStart(net, 1)(torch.randn(2, H, D), embedding)
+    _, buffer = StreamingStart(net, 1)(torch.randn(2, H, D), embedding)
     noise = torch.randn(2, 4, D)
     one, after_one = step(noise, buffer, embedding)
     other, after_other = step(noise + 1, buffer, embedding)
-    torch.testing.assert_close(after_one[:, 12:] - after_other[:, 12:], torch.full((2, 4, D), -1.0), atol=1, rtol=0)
+    torch.testing.assert_close(
+        after_one[:, 12:] - after_other[:, 12:], torch.full((2, 4, D), -1.0), atol=1, rtol=0
+    )
     assert not torch.allclose(one[:, 12:], other[:, 12:])
 
 

@@ -25,14 +25,14 @@ Film = tuple[Tensor, Tensor]  # gain and shift, [B, C] each
 class Sinusoids(nn.Module):
     """Sine and cosine features of noise levels in 0..1; [B, L] -> [B, LEVEL_FEATURES].
 
-    Periods from 0.1 to 4 (pi0's action expert goes down to 0.004): MeanFlow differentiates by the level, and steep features make its
-    target noisy (Lu and Song 2024, sec. 4.1).
+    Periods from 1 to 8: MeanFlow differentiates by the level, and steep features make its target so noisy that it learns nothing
+    (Lu and Song 2024, sec. 4.1).
     """
 
     def __init__(self, levels: int) -> None:
         super().__init__()
         count = LEVEL_FEATURES // (2 * levels)
-        periods = 0.1 * 40.0 ** torch.linspace(0, 1, count)
+        periods = 8.0 ** torch.linspace(0, 1, count)
         self.register_buffer("frequencies", 2 * math.pi / periods, persistent=False)
 
     def forward(self, level: Tensor) -> Tensor:

@@ -54,9 +54,7 @@ def choose_checkpoint(
 
 def best(rows: Sequence[dict[str, Any]]) -> int:
     """Index of the checkpoint with most successes; among equals that with the shortest successes, then the last one."""
-    return max(
-        range(len(rows)), key=lambda i: (rows[i]["successes"], -(rows[i]["mean_success_s"] or 0.0), i)
-    )
+    return max(range(len(rows)), key=lambda i: (rows[i]["successes"], -(rows[i]["mean_success_s"] or 0.0), i))
 
 
 def figures(evaluation: Path) -> dict[str, Any]:

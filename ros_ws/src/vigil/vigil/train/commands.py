@@ -37,7 +37,9 @@ def train(
     name: Annotated[str | None, typer.Option(help="of the sampler in the bundle")] = None,
     cache: Annotated[
         Path | None,
-        typer.Option(help="file for the rows made of the demonstrations, which runs may share; default in --out"),
+        typer.Option(
+            help="file for the rows made of the demonstrations, which runs may share; default in --out"
+        ),
     ] = None,
 ) -> None:
     """Train a policy on demonstrations; Ctrl-C saves, the same command resumes."""

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 Loss = Callable[["PolicyNet", Tensor, Tensor], Tensor]
 
 MEAN_FLOW_TIME = (-0.4, 1.0)  # mean and sigma of the logit of a time (Geng et al. 2025, table 1d)
-ADAPTIVE_FLOOR = 1e-3  # c of the adaptive weight (there, eq. 22)
+ADAPTIVE_FLOOR = (
+    1.0  # c of the adaptive weight (there, eq. 22, 1e-3): what is nearly right need not be learned hardest
+)
 DISPERSIVE_TEMPERATURE = 0.5  # Wang and He 2025, sec. 4
 
 
