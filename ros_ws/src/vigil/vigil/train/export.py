@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 import torch
 from onnxruntime import InferenceSession
+from onnxscript import optimizer
 from torch import Tensor
 
 from vigil.errors import VigilError
@@ -45,6 +46,7 @@ from vigil.train.weights import ABOUT_DATA, RANGES, Trained, graph_weights, load
 PARITY_SAMPLES = 16
 TOLERANCE = 1e-4  # [normalised units]
 MOST_SAMPLES = 4096  # K of one call
+FOLDED_SIZE = 1024  # numbers; of larger ones no constant is made
 
 
 @dataclass(frozen=True)
@@ -80,17 +82,20 @@ class Graph:
         values = tuple(self.inputs.values())
         samples = torch.export.Dim("K", min=1, max=MOST_SAMPLES)
         dynamic = [{0: samples} if name in (NOISE_INPUT, BUFFER_INPUT) else None for name in self.inputs]
-        torch.onnx.export(
+        program = torch.onnx.export(
             self.module,
             values,
-            folder / self.file,
             dynamo=True,
             input_names=list(self.inputs),
             output_names=list(self.outputs),
             dynamic_shapes=tuple(dynamic) if any(dynamic) else None,
-            external_data=False,
+            optimize=False,
             verbose=False,
         )
+        assert program is not None
+        # What a level alone decides could be folded into constants, but then the weights behind it would be lost.
+        program.model = optimizer.optimize(program.model, input_size_limit=FOLDED_SIZE)
+        program.save(folder / self.file, external_data=False)
         strip_origin(folder / self.file)
         note_weights(folder / self.file, self.module)
         session = InferenceSession(folder / self.file, providers=["CPUExecutionProvider"])
@@ -277,7 +282,7 @@ def _spec(
         step_dt=config.step_dt,
         embedding_dim=config.embedding,
         samplers={name: sampler},
-        hashes=hashes if ENCODER_FILE in hashes else {ENCODER_FILE: "0" * 64, **hashes},
+        hashes={ENCODER_FILE: hashes.get(ENCODER_FILE, "0" * 64), **hashes},
         parity=parity,
         training={
             **about,
@@ -297,9 +302,9 @@ def _joined(present: Bundle, new: BundleSpec, name: str) -> BundleSpec:
         sides = "; ".join(f"{f}: {getattr(new, f)}, there {getattr(old, f)}" for f in differing)
         raise VigilError(f"bundle {present.path} is for something else ({sides}): name another folder")
     samplers = {**old.samplers, name: new.samplers[name]}
-    used = {file for sampler in samplers.values() for file in sampler.files}
-    hashes = {file: value for file, value in {**new.hashes, **old.hashes}.items() if file in used}
-    hashes |= {file: value for file, value in new.hashes.items() if file in new.samplers[name].files}
+    # In their order: an identity is of the spec as it is written.
+    used = {file for sampler in samplers.values() for file in sampler.files} | {ENCODER_FILE}
+    hashes = {**old.hashes, **{file: new.hashes[file] for file in new.samplers[name].files}}
     known, parity = old.training, old.parity
     training = {
         **known,
@@ -315,7 +320,7 @@ def _joined(present: Bundle, new: BundleSpec, name: str) -> BundleSpec:
     return old.model_copy(
         update={
             "samplers": samplers,
-            "hashes": {ENCODER_FILE: old.hashes[ENCODER_FILE], **hashes},
+            "hashes": {file: value for file, value in hashes.items() if file in used},
             "parity": parity,
             "training": training,
         }
