@@ -103,7 +103,10 @@ class Graph:
         with torch.inference_mode():
             expected = self.module(*values)
         expected = (expected,) if isinstance(expected, Tensor) else expected
-        return max(_difference(self.module, a, b) for a, b in zip(made, expected, strict=True))
+        return max(
+            _difference(made, wanted, self.module.net if name == CHUNKS_OUTPUT else None)
+            for name, made, wanted in zip(self.outputs, made, expected, strict=True)
+        )
 
 
 def export_bundle(
@@ -217,7 +220,7 @@ def _encoder_parity(trained: Trained, present: Bundle | None, work: Path) -> flo
     else:
         with torch.inference_mode():
             expected = graph.module(*graph.inputs.values())
-        difference = _difference(graph.module, made, expected)
+        difference = _difference(made, expected)
     if present is not None and not difference <= TOLERANCE:
         raise VigilError(
             f"bundle {present.path} has another encoder (embeddings differ by {difference:.1e}): samplers of one bundle share it. "
@@ -226,11 +229,11 @@ def _encoder_parity(trained: Trained, present: Bundle | None, work: Path) -> flo
     return _checked(difference, "the encoder")
 
 
-def _difference(module: torch.nn.Module, made: np.ndarray, expected: Tensor) -> float:
-    """Largest absolute difference; of chunks in normalised units."""
+def _difference(made: np.ndarray, expected: Tensor, net: PolicyNet | None = None) -> float:
+    """Largest absolute difference; with ``net`` of chunks, in normalised units."""
     difference = np.abs(made - expected.numpy())
-    if isinstance(module, SamplerModule):
-        difference = difference / ((module.net.action_high - module.net.action_low).numpy() / 2)
+    if net is not None:
+        difference = difference / ((net.action_high - net.action_low).numpy() / 2)
     worst = float(difference.max())
     return worst if np.isfinite(worst) else float("inf")
 
