@@ -12,6 +12,7 @@ torch = pytest.importorskip("torch", reason="training needs the extra `train`: r
 from vigil.errors import VigilError  # noqa: E402
 from vigil.policy.runtime import PolicyRuntime  # noqa: E402
 from vigil.rig import load_rig  # noqa: E402
+from vigil.train.choice import best  # noqa: E402
 from vigil.train.config import TrainConfig, load_config  # noqa: E402
 from vigil.train.demonstrations import (  # noqa: E402
     DemonstrationSet,
@@ -19,9 +20,11 @@ from vigil.train.demonstrations import (  # noqa: E402
     draw_appearance,
     kinematics_of,
 )
-from vigil.train.export import export_bundle, load_policy  # noqa: E402
-from vigil.train.model import DdimSampler, PolicyNet, cosine_schedule, ddim_steps  # noqa: E402
-from vigil.train.trainer import Trainer  # noqa: E402
+from vigil.train.export import export_bundle  # noqa: E402
+from vigil.train.objectives import OBJECTIVES  # noqa: E402
+from vigil.train.samplers import make_sampler  # noqa: E402
+from vigil.train.trainer import Trainer, inherit  # noqa: E402
+from vigil.train.weights import Trained, load_policy, same_encoder  # noqa: E402
 
 RIG = load_rig("franka_sim")
 SMALL = {
@@ -76,32 +79,6 @@ def test_episodes_are_never_split_between_training_and_validation() -> None:
         data.split(3, seed=0)
 
 
-def test_the_schedule_falls_from_clean_to_noise_and_ddim_begins_at_noise() -> None:
-    alphas = cosine_schedule(100)
-    assert alphas[0] > 0.99 and alphas[-1] < 1e-3
-    assert (alphas.diff() < 0).all()
-    steps = ddim_steps(100, 10)
-    assert steps == [99, 89, 79, 69, 59, 49, 39, 29, 19, 9]
-
-
-def test_the_sampler_undoes_noise_when_the_velocity_is_right() -> None:
-    data = small_set()
-    statistics = {n: torch.from_numpy(v) for n, v in data.statistics(np.arange(len(data.states))).items()}
-    net = PolicyNet(config(), data.cameras, statistics, 4)
-    clean = torch.linspace(-0.9, 0.9, 16 * 8)[None]
-
-    class Perfect(torch.nn.Module):
-        def forward(self, x, embedding, step):
-            a = net.alpha_bar[step][:, None]
-            noise = (x - a.sqrt() * clean) / (1 - a).sqrt()
-            return net.velocity(clean.expand_as(x), noise, step)
-
-    net.denoiser = Perfect()
-    chunks = DdimSampler(net, 10)(torch.randn(3, 16, 8), torch.zeros(1, 32))
-    expected = net.physical_actions(clean.reshape(1, 16, 8)).expand(3, -1, -1)
-    torch.testing.assert_close(chunks, expected, atol=1e-4, rtol=0)
-
-
 def test_appearances_are_ones_that_every_camera_knows() -> None:
     from vigil.sim.appearance import decode, encode
 
@@ -139,15 +116,15 @@ def test_training_learns_resumes_exactly_and_exports_a_bundle_that_runs(tmp_path
     bundle.check_rig(RIG)
     for path in bundle.path.glob("*.onnx"):
         assert not re.search(rb"\.py\b", path.read_bytes()), "no source paths of the machine that exported it"
-    net, _ = load_policy(whole.checkpoint_path)
+    net = load_policy(whole.checkpoint_path).net
     noise = np.random.default_rng(1).standard_normal((5, 16, 8), np.float32)
     images = {name: data.images[name][0] for name in data.cameras}
     embedding, chunks = PolicyRuntime(bundle).run(images, data.states[0], noise)
     with torch.inference_mode():
         tensors = [torch.from_numpy(images[name][None]) for name in net.encoder.cameras]
         expected = net.encoder(*tensors, torch.from_numpy(data.states[:1]))
-        sampled = DdimSampler(net, 4)(torch.from_numpy(noise), expected)
-    np.testing.assert_allclose(embedding, expected[0], atol=1e-5)
+        sampled = make_sampler(net)(torch.from_numpy(noise), expected)
+    np.testing.assert_allclose(embedding.embedding, expected[0], atol=1e-5)
     np.testing.assert_allclose(chunks, sampled, atol=1e-4)
 
 
@@ -173,3 +150,84 @@ def test_a_missing_checkpoint_and_a_wrong_setting_say_what_to_do(tmp_path) -> No
     file.write_text("steps: 0\nbach: 3\n")
     with pytest.raises(VigilError, match=r"train.yaml:1: steps.*\n.*train.yaml:2: bach is not a setting"):
         load_config(file)
+
+
+@pytest.fixture(scope="module")
+def first_run(tmp_path_factory):
+    """A diffusion policy, trained a little, to go on from."""
+    trainer = Trainer(config(steps=10), small_set(), tmp_path_factory.mktemp("first"))
+    trainer.run()
+    return trainer
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_a_denoiser_of_any_objective_is_trained_on_a_frozen_encoder_and_resumes_exactly(
+    objective, first_run, tmp_path
+):
+    source = load_policy(first_run.checkpoint_path)
+    wanted = inherit(config(objective=objective, freeze_encoder=True, sampler_steps=None), source.net.config)
+    whole = Trainer(wanted, small_set(), tmp_path / "whole", source)
+    before = whole.validate()["validation_loss"]
+    whole.run()
+    assert whole.validate()["validation_loss"] < before
+    assert same_encoder(whole.average.encoder, source.net.encoder), "not a bit of the encoder may change"
+    assert np.isfinite([row["loss"] for row in whole.log]).all()
+
+    (tmp_path / "resumed").mkdir()
+    half = Trainer(wanted, small_set(), tmp_path / "resumed", source)
+    for _ in range(20):
+        half._update()
+        half.step += 1
+    half.save()
+    resumed = Trainer(wanted, small_set(), tmp_path / "resumed", source)
+    resumed.run()
+    for a, b in zip(whole.net.parameters(), resumed.net.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+
+    assert [path.name for path in whole.kept()] == ["step_0000020.pt", "step_0000040.pt"]
+    kept = load_policy(whole.kept()[-1]).net
+    for a, b in zip(kept.parameters(), whole.average.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_embeddings_of_a_frozen_encoder_are_made_once_and_the_first_is_what_serving_has(first_run, tmp_path):
+    source, data = load_policy(first_run.checkpoint_path), small_set()
+    wanted = inherit(config(steps=1, freeze_encoder=True, augmentations=3), source.net.config)
+    trainer = Trainer(wanted, data, tmp_path / "run", source)
+    images = [torch.from_numpy(data.images[name]) for name in data.cameras]
+    with torch.inference_mode():
+        served = source.net.encoder(*images, torch.from_numpy(data.states))
+    np.testing.assert_allclose(trainer.embeddings[0], served, atol=1e-4)
+    assert trainer.embeddings.shape == (3, len(data.states), 32)
+    assert abs(trainer.embeddings[1] - trainer.embeddings[0]).max() > 1e-3, (
+        "the others are of changed pictures"
+    )
+    written = (tmp_path / "run" / "embeddings.npz").stat().st_mtime_ns
+    again = Trainer(wanted, data, tmp_path / "run", source)
+    assert (tmp_path / "run" / "embeddings.npz").stat().st_mtime_ns == written
+    assert np.array_equal(again.embeddings, trainer.embeddings)
+
+
+def test_going_on_takes_the_encoder_as_it_is_and_refuses_another(first_run, tmp_path):
+    source = load_policy(first_run.checkpoint_path)
+    with pytest.raises(VigilError, match=r"made otherwise: embedding 64 \(there 32\)"):
+        inherit(config(embedding=64), source.net.config)
+    assert inherit(TrainConfig(), source.net.config).embedding == 32
+    strange = Trained(source.net, {**source.facts, "cameras": ["left"]})
+    with pytest.raises(VigilError, match=r"made for the cameras \['left'\]"):
+        Trainer(inherit(config(), source.net.config), small_set(), tmp_path, strange)
+    same_kind = Trainer(inherit(config(), source.net.config), small_set(), tmp_path, source)
+    assert torch.equal(same_kind.net.denoiser.inlet.weight, source.net.denoiser.inlet.weight)
+    frozen = inherit(config(freeze_encoder=True), source.net.config)
+    anew = Trainer(frozen, small_set(), tmp_path / "anew", source)
+    assert not torch.equal(anew.net.denoiser.inlet.weight, source.net.denoiser.inlet.weight)
+
+
+def test_the_best_checkpoint_succeeds_most_then_fastest_then_is_the_last():
+    def row(successes, seconds):
+        return {"successes": successes, "mean_success_s": seconds}
+
+    assert best([row(9, 5.0), row(10, 7.0), row(8, 4.0)]) == 1
+    assert best([row(10, 7.0), row(10, 6.5), row(9, 1.0)]) == 1
+    assert best([row(10, 7.0), row(10, 7.0)]) == 1
+    assert best([row(0, None), row(1, 9.0)]) == 1

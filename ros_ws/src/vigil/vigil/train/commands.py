@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from vigil.errors import VigilError
+
 
 def train(
     demonstrations: Annotated[
@@ -18,38 +20,98 @@ def train(
     ),
     rig: Annotated[str, typer.Option(help="rig whose cameras and joints the policy uses")] = "franka_sim",
     config: Annotated[Path | None, typer.Option(help="YAML file with training settings")] = None,
-    bundle: Annotated[Path | None, typer.Option(help="export a bundle there when training ends")] = None,
+    source: Annotated[
+        Path | None,
+        typer.Option(
+            "--from", help="checkpoint or bundle whose weights are gone on from (see freeze_encoder)"
+        ),
+    ] = None,
+    rollouts: Annotated[
+        int,
+        typer.Option(min=0, help="choose among the kept checkpoints by so many episodes each, in lock step"),
+    ] = 0,
+    rollout_seed: Annotated[int, typer.Option(help="seed of the first of their scenes")] = 60_000,
+    bundle: Annotated[
+        Path | None, typer.Option(help="put the sampler into this bundle when training ends")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="of the sampler in the bundle")] = None,
+    cache: Annotated[
+        Path | None,
+        typer.Option(
+            help="file for the rows made of the demonstrations, which runs may share; default in --out"
+        ),
+    ] = None,
 ) -> None:
     """Train a policy on demonstrations; Ctrl-C saves, the same command resumes."""
     from vigil.rig import load_rig
+    from vigil.train.choice import choose_checkpoint
     from vigil.train.config import load_config
     from vigil.train.demonstrations import load_demonstrations
-    from vigil.train.trainer import Trainer
+    from vigil.train.export import SamplerRequest, export_bundle
+    from vigil.train.trainer import Trainer, inherit
+    from vigil.train.weights import load_policy
 
     settings = load_config(config)
-    data = load_demonstrations(demonstrations, load_rig(rig), settings, out / "dataset.npz")
-    trainer = Trainer(settings, data, out)
+    trained = load_policy(source) if source else None
+    if trained is not None:
+        settings = inherit(settings, trained.net.config)
+    elif settings.freeze_encoder:
+        raise VigilError("freeze_encoder needs an encoder: name a checkpoint or a bundle with --from")
+    robot = load_rig(rig)
+    data = load_demonstrations(demonstrations, robot, settings, cache or out / "dataset.npz")
+    trainer = Trainer(settings, data, out, trained)
     trainer.run()
+    console = Console()
     if trainer.step < settings.steps:
         Console(stderr=True).print(
             f"stopped at step {trainer.step}: the same command resumes", style="yellow"
         )
         raise typer.Exit(130)
+    checkpoint = trainer.checkpoint_path
+    if rollouts:
+        checkpoint = choose_checkpoint(trainer.kept(), robot, rollouts, rollout_seed, out, console)
     if bundle:
-        export(trainer.checkpoint_path, bundle)
+        made = export_bundle(checkpoint, bundle, SamplerRequest(name=name))
+        _tell(console, bundle, made)
 
 
 def export(
-    checkpoint: Annotated[Path, typer.Argument(help="checkpoint.pt of a training run")],
-    out: Annotated[Path, typer.Option(help="folder of the bundle")],
-    steps: Annotated[int | None, typer.Option(help="DDIM steps; the configuration's by default")] = None,
+    checkpoint: Annotated[Path, typer.Argument(help="checkpoint.pt of a training run, or a bundle's folder")],
+    out: Annotated[
+        Path | None, typer.Option(help="the bundle's folder; if left out, the bundle that was named")
+    ] = None,
+    sampler: Annotated[
+        str | None,
+        typer.Option(
+            help="ddim, dpm_solver (diffusion); euler, midpoint (flow); mean_flow; streaming. Default: by objective"
+        ),
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="evaluations of the denoiser per call; the sampler's by default")
+    ] = None,
+    inpaint: Annotated[
+        bool, typer.Option("--inpaint", help="the graph takes known targets, as real-time chunking needs")
+    ] = False,
+    name: Annotated[
+        str | None, typer.Option(help="of the sampler in the bundle; the method's by default")
+    ] = None,
+    denoiser: Annotated[
+        str | None, typer.Option(help="of a bundle with several: the sampler whose denoiser is taken")
+    ] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="begin the bundle anew")] = False,
 ) -> None:
-    """Export a checkpoint as a policy bundle (ONNX), with its parity to torch checked."""
-    from vigil.train.export import export_bundle
+    """Put a sampler into a policy bundle (ONNX), with its parity to torch checked; other samplers stay as they are."""
+    from vigil.train.export import SamplerRequest, export_bundle
 
-    bundle = export_bundle(checkpoint, out, steps)
+    if out is None and not checkpoint.is_dir():
+        raise VigilError("--out is missing: name the folder of the bundle")
+    wanted = SamplerRequest(sampler, name, steps, inpaint, denoiser)  # type: ignore[arg-type]
+    _tell(Console(), out or checkpoint, export_bundle(checkpoint, out or checkpoint, wanted, replace=replace))
+
+
+def _tell(console: Console, folder: Path, bundle) -> None:
     parity = bundle.spec.parity
-    Console().print(
-        f"[green]{out}[/green]: bundle {bundle.content_hash[:12]}, "
-        f"largest difference to torch {max(parity.encoder, parity.chunks):.1e}"
+    console.print(
+        f"[green]{folder}[/green]: sampler {bundle.sampler_name} ({bundle.sampler.method}, {bundle.sampler.steps} steps), "
+        f"identity {bundle.content_hash[:12]}, largest difference to torch {max(parity.encoder, parity.chunks):.1e}"
     )

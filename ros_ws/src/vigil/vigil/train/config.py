@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from vigil.rig import Positive, Strict, read_yaml, validate
 
 Count = Annotated[int, Field(ge=1)]
+Objective = Literal["diffusion", "flow", "mean_flow", "streaming"]
+BackboneName = Literal["mlp", "unet", "transformer"]
 
 
 class TrainConfig(Strict):
-    """Architecture, objective and optimiser; the defaults are those of the shipped bundle."""
+    """Architecture, objective and optimiser; the defaults are those of the shipped bundle's `ddim`."""
 
     name: str = "franka_pick_place"
     seed: int = 0
@@ -29,11 +31,27 @@ class TrainConfig(Strict):
     width: Count = Field(16, description="channels of the first convolution")
     keypoints: Count = Field(32, description="spatial softmax points per camera")
     embedding: Count = 128
-    denoiser_width: Count = 512
-    denoiser_blocks: Count = 4
+    backbone: BackboneName = Field("mlp", description="network of the denoiser")
+    denoiser_width: Count = Field(
+        512,
+        description="of the MLP and the transformer; of the U-Net: channels at full length, doubled below",
+    )
+    denoiser_blocks: Count = Field(4, description="of the U-Net: lengths of the chunk, each half of the last")
 
-    diffusion_steps: Count = Field(100, description="steps of the DDPM that is trained")
-    sampler_steps: Count = Field(10, description="DDIM steps in the exported graph")
+    objective: Objective = Field(
+        "diffusion", description="what the denoiser learns, see vigil.train.objectives"
+    )
+    diffusion_steps: Count = Field(100, description="of diffusion: steps of the DDPM that is trained")
+    sampler_steps: Count | None = Field(
+        None,
+        description="evaluations of the denoiser per call in the exported graph; None: as the sampler has it",
+    )
+    mean_flow_ratio: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.5, description="of MeanFlow: share of the samples that learn the average over an interval"
+    )
+    dispersive_weight: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="of MeanFlow: weight of the dispersive loss on the denoiser's features"
+    )
 
     batch: Count = 64
     noise_samples: Count = Field(4, description="noised chunks per encoded observation")
@@ -56,9 +74,37 @@ class TrainConfig(Strict):
     pre_intervention: Annotated[float, Field(ge=0)] = Field(
         0.0, description="of data sets: what the policy did so long before a correction is not drawn [s]"
     )
+    freeze_encoder: bool = Field(
+        False, description="with --from: keep its encoder, and train a new denoiser on the embeddings"
+    )
+    augmentations: Count = Field(4, description="with a frozen encoder: embeddings kept of each observation")
     validation_episodes: Count = 10
     checkpoint_every: Count = 1_000
+    keep: Count = Field(4, description="checkpoints kept beside the last, for a choice by roll-outs")
     threads: Count = 1
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> TrainConfig:
+        if self.backbone == "unet" and self.horizon % 2 ** (self.denoiser_blocks - 1):
+            raise ValueError(
+                f"the U-Net halves a chunk {self.denoiser_blocks - 1} times, and {self.horizon} steps do not allow that: "
+                "lower denoiser_blocks, or change horizon"
+            )
+        if self.backbone == "transformer" and self.denoiser_width % 8:
+            raise ValueError(
+                f"the transformer has 4 heads: denoiser_width ({self.denoiser_width}) has to be a multiple of 8"
+            )
+        if self.objective == "streaming" and self.horizon % self.executed_steps:
+            raise ValueError(
+                f"streaming moves on by executed_steps ({self.executed_steps}), which has to divide horizon ({self.horizon})"
+            )
+        return self
+
+    def data_settings(self) -> dict[str, object]:
+        """Those settings that the training rows depend on."""
+        names = ("seed", "image_size", "horizon", "step_dt", "randomised_fraction")
+        names += ("intervention_weight", "pre_intervention")
+        return {name: getattr(self, name) for name in names}
 
 
 def load_config(path: Path | None) -> TrainConfig:

@@ -168,4 +168,4 @@ def cache_key(root: Path, config: TrainConfig) -> str:
     """Text that a cache of `read_dataset` is valid for."""
     changing = [root / INFO, root / DELETED]
     content = [path.read_text(encoding="utf-8") if path.exists() else "" for path in changing]
-    return json.dumps([config.model_dump(), content], sort_keys=True)
+    return json.dumps([config.data_settings(), content], sort_keys=True)

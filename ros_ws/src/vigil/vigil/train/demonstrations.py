@@ -141,7 +141,7 @@ def load_demonstrations(
             f"rig {rig.name} has no simulation to render pictures of recordings: make a data set of them first "
             "(`vigil dataset export`), and train on that"
         )
-    key = json.dumps([config.model_dump(), [(p.name, p.stat().st_size) for p in paths]], sort_keys=True)
+    key = json.dumps([config.data_settings(), [(p.name, p.stat().st_size) for p in paths]], sort_keys=True)
 
     def rendered() -> DemonstrationSet:
         demonstrations = [

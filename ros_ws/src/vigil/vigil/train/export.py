@@ -1,116 +1,282 @@
-"""A trained checkpoint -> a policy bundle: two ONNX graphs, their parity with torch, and bundle.yaml."""
+"""A trained network -> a policy bundle: ONNX graphs, their parity with torch, and bundle.yaml.
+
+A bundle holds one encoder and any number of samplers, of one denoiser or of several that were trained on that encoder. A sampler
+that is added leaves the other graphs as they are.
+"""
 
 from __future__ import annotations
 
 import shutil
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 import torch
 from onnxruntime import InferenceSession
+from onnxscript import optimizer
+from torch import Tensor
 
 from vigil.errors import VigilError
 from vigil.policy.bundle import Bundle, file_hash, load_bundle, write_bundle_yaml
 from vigil.policy.spec import (
+    BUFFER_INPUT,
+    BUFFER_OUTPUT,
     CHUNKS_OUTPUT,
     EMBEDDING,
     ENCODER_FILE,
+    KNOWN_INPUT,
+    KNOWN_WEIGHT_INPUT,
     LOOP_FILE,
     NOISE_INPUT,
+    SPEC_FILE,
     STATE_INPUT,
     BundleSpec,
     Column,
+    Method,
     Parity,
     Sampler,
     image_input,
 )
-from vigil.train.config import TrainConfig
-from vigil.train.model import DdimSampler, PolicyNet
+from vigil.train.model import PolicyNet
+from vigil.train.samplers import SAMPLERS, SamplerModule, Streaming, StreamingStart, make_sampler
+from vigil.train.weights import ABOUT_DATA, RANGES, Trained, graph_weights, load_policy, note_weights
 
 PARITY_SAMPLES = 16
+TOLERANCE = 1e-4  # [normalised units]
+MOST_SAMPLES = 4096  # K of one call
+FOLDED_SIZE = 1024  # numbers; of larger ones no constant is made
 
 
-def load_policy(checkpoint: Path) -> tuple[PolicyNet, dict[str, Any]]:
-    """The averaged network of a checkpoint, in evaluation mode, and the facts about its data."""
-    if not checkpoint.is_file():
-        raise VigilError(
-            f"checkpoint {checkpoint} does not exist: `vigil train` writes it into its --out folder"
+@dataclass(frozen=True)
+class SamplerRequest:
+    """Which sampler to export.
+
+    Attributes:
+        method: None: the usual one for the denoiser's objective.
+        name: in the bundle; None: the method.
+        steps: evaluations of the denoiser per call; None: the configuration's, or the method's default.
+        inpaint: the graph takes known targets.
+        denoiser: of a bundle with several: the sampler whose denoiser is taken; None: the first one that fits.
+    """
+
+    method: Method | None = None
+    name: str | None = None
+    steps: int | None = None
+    inpaint: bool = False
+    denoiser: str | None = None
+
+
+@dataclass(frozen=True)
+class Graph:
+    """One graph to be exported: its file, module, names of inputs and outputs, and inputs to trace and compare it with."""
+
+    file: str
+    module: torch.nn.Module
+    inputs: dict[str, Tensor]
+    outputs: tuple[str, ...]
+
+    def write(self, folder: Path) -> float:
+        """Write it into ``folder``; gives the largest difference of its outputs to the module's."""
+        values = tuple(self.inputs.values())
+        samples = torch.export.Dim("K", min=1, max=MOST_SAMPLES)
+        dynamic = [{0: samples} if name in (NOISE_INPUT, BUFFER_INPUT) else None for name in self.inputs]
+        program = torch.onnx.export(
+            self.module,
+            values,
+            dynamo=True,
+            input_names=list(self.inputs),
+            output_names=list(self.outputs),
+            dynamic_shapes=tuple(dynamic) if any(dynamic) else None,
+            optimize=False,
+            verbose=False,
         )
-    state = torch.load(checkpoint, weights_only=False, map_location="cpu")
-    config = TrainConfig.model_validate(state["config"])
-    weights, facts = state["average"], state["data"]
-    names = ("state_low", "state_high", "action_low", "action_high")
-    statistics = {n: weights[f"encoder.{n}" if n.startswith("state") else n] for n in names}
-    net = PolicyNet(config, tuple(facts["cameras"]), statistics, weights["auxiliary.2.bias"].numel())
-    net.load_state_dict(weights)
-    facts = facts | {"steps": state["step"], "minutes": round(state["seconds"] / 60, 1), "seed": config.seed}
-    return net.eval(), facts
+        assert program is not None
+        # What a level alone decides could be folded into constants, but then the weights behind it would be lost.
+        program.model = optimizer.optimize(program.model, input_size_limit=FOLDED_SIZE)
+        program.save(folder / self.file, external_data=False)
+        strip_origin(folder / self.file)
+        note_weights(folder / self.file, self.module)
+        session = InferenceSession(folder / self.file, providers=["CPUExecutionProvider"])
+        made = session.run(list(self.outputs), {name: value.numpy() for name, value in self.inputs.items()})
+        with torch.inference_mode():
+            expected = self.module(*values)
+        expected = (expected,) if isinstance(expected, Tensor) else expected
+        return max(
+            _difference(made, wanted, self.module.net if name == CHUNKS_OUTPUT else None)
+            for name, made, wanted in zip(self.outputs, made, expected, strict=True)
+        )
 
 
-def export_bundle(checkpoint: Path, folder: Path, sampler_steps: int | None = None) -> Bundle:
-    """Write the bundle of ``checkpoint`` to ``folder``; a calibration or model card already there is left alone.
+def export_bundle(
+    source: Path, folder: Path, wanted: SamplerRequest | None = None, *, replace: bool = False
+) -> Bundle:
+    """Put one sampler of the network in ``source`` into the bundle ``folder``, which is made if there is none.
 
-    The sampler's steps default to those of the training configuration.
+    A bundle that is there keeps its other graphs; a sampler of the same name is replaced. A calibration and a model card are left
+    alone.
+
+    Args:
+        source: a checkpoint, or a bundle.
+        replace: begin the bundle anew, whatever is there.
 
     Raises:
-        VigilError: no checkpoint, or the graphs differ from torch by more than the tolerance.
+        VigilError: there is nothing at ``source``; the sampler does not suit the denoiser; the bundle there has another encoder or
+            other columns or times; or a graph differs from torch by more than the tolerance. Nothing has changed then.
     """
-    net, facts = load_policy(checkpoint)
-    config = net.config
-    steps = sampler_steps or config.sampler_steps
-    loop = DdimSampler(net, steps).eval()
-    cameras, columns = net.encoder.cameras, facts["columns"]
-    rng = np.random.default_rng(0)
-    side = config.image_size
-    images = [torch.from_numpy(rng.integers(0, 256, (1, side, side, 3), dtype=np.uint8)) for _ in cameras]
-    state = ((net.encoder.state_low + net.encoder.state_high) / 2)[None]
-    noise = torch.from_numpy(
-        rng.standard_normal((PARITY_SAMPLES, config.horizon, net.action_dim), np.float32)
-    )
-    with torch.inference_mode():
-        embedding = net.encoder(*images, state)
-        chunks = loop(noise, embedding)
+    wanted = wanted or SamplerRequest()
+    trained = load_policy(source, wanted.method, wanted.denoiser)
+    sampler = make_sampler(trained.net, wanted.method, wanted.steps, wanted.inpaint)
+    method = next(name for name, kind in SAMPLERS.items() if kind is type(sampler))
+    name = wanted.name or method
+    present = None if replace or not (folder / SPEC_FILE).is_file() else load_bundle(folder)
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
-        _export(
-            net.encoder,
-            (*images, state),
-            work / ENCODER_FILE,
-            [*(image_input(camera) for camera in cameras), STATE_INPUT],
-            EMBEDDING,
-            None,
-        )
-        samples = {0: torch.export.Dim("K", min=1, max=4096)}
-        _export(
-            loop,
-            (noise, embedding),
-            work / LOOP_FILE,
-            [NOISE_INPUT, EMBEDDING],
-            CHUNKS_OUTPUT,
-            (samples, None),
-        )
-        inputs = {image_input(c): image.numpy() for c, image in zip(cameras, images, strict=True)}
-        onnx_embedding = _run(work / ENCODER_FILE, {**inputs, STATE_INPUT: state.numpy()})
-        onnx_chunks = _run(work / LOOP_FILE, {NOISE_INPUT: noise.numpy(), EMBEDDING: embedding.numpy()})
-        spread = (net.action_high - net.action_low).numpy() / 2
+        difference = _encoder_parity(trained, present, work)
+        file = _file_name(name, present)
+        graphs = sampler_graphs(sampler, file)
         parity = Parity(
-            encoder=float(np.abs(onnx_embedding - embedding.numpy()).max()),
-            chunks=float(np.abs((onnx_chunks - chunks.numpy()) / spread).max()),
+            encoder=difference,
+            chunks=_checked(max(graph.write(work) for graph in graphs), f"sampler {name}"),
+            tolerance=TOLERANCE,
         )
+        _readable_again(work / file, trained.net)
+        entry = Sampler(
+            file=file,
+            steps=sampler.steps,
+            method=method,
+            inpaint=wanted.inpaint,
+            start=graphs[1].file if len(graphs) > 1 else None,
+            emitted=sampler.emitted if isinstance(sampler, Streaming) else None,
+        )
+        spec = _spec(trained, name, entry, parity, {path.name: file_hash(path) for path in work.iterdir()})
+        spec = spec if present is None else _joined(present, spec, name)
         folder.mkdir(parents=True, exist_ok=True)
-        for name in (ENCODER_FILE, LOOP_FILE):
-            shutil.move(work / name, folder / name)
-    grippers = facts.get("grippers") or [facts["gripper"]]  # older checkpoints are of rigs with one
-    units = [Column(name=c, unit="m" if c in grippers else "rad") for c in columns]
-    spec = BundleSpec(
+        for path in work.iterdir():
+            shutil.move(path, folder / path.name)
+        write_bundle_yaml(spec, folder)
+    _remove_unused(present, spec, folder)
+    return load_bundle(folder, name)
+
+
+def sampler_graphs(sampler: SamplerModule, file: str) -> list[Graph]:
+    """The graphs of a sampler with example inputs: one, or of a stream two, the first chunk's last."""
+    net, rng = sampler.net, np.random.default_rng(0)
+    horizon, dim = net.config.horizon, net.action_dim
+
+    def normal(*shape: int) -> Tensor:
+        return torch.from_numpy(rng.standard_normal(shape, np.float32))
+
+    noise, embedding = normal(PARITY_SAMPLES, horizon, dim), normal(1, net.config.embedding)
+    if isinstance(sampler, Streaming):
+        start = StreamingStart(net, sampler.steps).eval()
+        with torch.inference_mode():
+            buffer = start(noise, embedding)[1].clone()
+        inputs = {
+            NOISE_INPUT: normal(PARITY_SAMPLES, sampler.emitted, dim),
+            BUFFER_INPUT: buffer,
+            EMBEDDING: embedding,
+        }
+        outputs = (CHUNKS_OUTPUT, BUFFER_OUTPUT)
+        first = f"{Path(file).stem}_start.onnx"
+        return [
+            Graph(file, sampler, inputs, outputs),
+            Graph(first, start, {NOISE_INPUT: noise, EMBEDDING: embedding}, outputs),
+        ]
+    inputs = {NOISE_INPUT: noise, EMBEDDING: embedding}
+    if sampler.inpaint:
+        inputs[KNOWN_INPUT] = net.physical_actions(normal(1, horizon, dim).clamp(-1, 1))
+        inputs[KNOWN_WEIGHT_INPUT] = torch.linspace(1, 0, horizon)[None]
+    return [Graph(file, sampler, inputs, (CHUNKS_OUTPUT,))]
+
+
+def _encoder_graph(net: PolicyNet) -> Graph:
+    side, rng = net.config.image_size, np.random.default_rng(0)
+    inputs = {
+        image_input(camera): torch.from_numpy(rng.integers(0, 256, (1, side, side, 3), dtype=np.uint8))
+        for camera in net.encoder.cameras
+    }
+    inputs[STATE_INPUT] = ((net.encoder.state_low + net.encoder.state_high) / 2)[None]
+    return Graph(ENCODER_FILE, net.encoder, inputs, (EMBEDDING,))
+
+
+def _encoder_parity(trained: Trained, present: Bundle | None, work: Path) -> float:
+    """Write the encoder, or take the one that is there; gives its difference to torch."""
+    graph = _encoder_graph(trained.net)
+    if present is None and trained.bundle is None:
+        return _checked(graph.write(work), "the encoder")
+    there = present or trained.bundle
+    assert there is not None
+    path = there.file(ENCODER_FILE)
+    if present is None:
+        path = Path(shutil.copy(path, work / ENCODER_FILE))
+    session = InferenceSession(path, providers=["CPUExecutionProvider"])
+    feed = {name: value.numpy() for name, value in graph.inputs.items()}
+    try:
+        made = session.run([EMBEDDING], feed)[0]
+    except Exception:  # ONNX Runtime has no common base class; here: other cameras, or other sizes
+        difference = float("inf")
+    else:
+        with torch.inference_mode():
+            expected = graph.module(*graph.inputs.values())
+        difference = _difference(made, expected)
+    if present is not None and not difference <= TOLERANCE:
+        raise VigilError(
+            f"bundle {present.path} has another encoder (embeddings differ by {difference:.1e}): samplers of one bundle share it. "
+            "Train with --from that bundle and freeze_encoder, name another folder, or begin the bundle anew (--replace)"
+        )
+    return _checked(difference, "the encoder")
+
+
+def _difference(made: np.ndarray, expected: Tensor, net: PolicyNet | None = None) -> float:
+    """Largest absolute difference; with ``net`` of chunks, in normalised units."""
+    difference = np.abs(made - expected.numpy())
+    if net is not None:
+        difference = difference / ((net.action_high - net.action_low).numpy() / 2)
+    worst = float(difference.max())
+    return worst if np.isfinite(worst) else float("inf")
+
+
+def _checked(difference: float, what: str) -> float:
+    if not difference <= TOLERANCE:
+        raise VigilError(
+            f"{what}: the exported graph differs from the trained network by {difference:.1e} in normalised units, more than "
+            f"{TOLERANCE:.0e}: nothing was written"
+        )
+    return difference
+
+
+def _readable_again(path: Path, net: PolicyNet) -> None:
+    """A bundle is a checkpoint, too: its weights have to be there to the last bit."""
+    found = graph_weights(onnx.load(path), net.denoiser, path, "net.denoiser.")
+    if lost := [
+        name for name, values in net.denoiser.state_dict().items() if not torch.equal(found[name], values)
+    ]:
+        raise VigilError(f"{path.name}: the exporter changed the weights {', '.join(lost[:5])}")
+
+
+def _file_name(name: str, present: Bundle | None) -> str:
+    if present is None:
+        return LOOP_FILE
+    there = present.spec.samplers.get(name)
+    return f"{name}.onnx" if there is None else there.file
+
+
+def _spec(
+    trained: Trained, name: str, sampler: Sampler, parity: Parity, hashes: dict[str, str]
+) -> BundleSpec:
+    net, facts = trained.net, trained.facts
+    config = net.config
+    units = [Column(name=c, unit="m" if c in facts["grippers"] else "rad") for c in facts["columns"]]
+    ranges = {n: getattr(net.encoder if n.startswith("state") else net, n).tolist() for n in RANGES}
+    about = {key: facts[key] for key in ABOUT_DATA if key in facts}
+    return BundleSpec(
         name=config.name,
         task=facts["task"],
-        kinematics=facts.get("kinematics", "franka"),  # older checkpoints do not tell
-        cameras=cameras,
-        image_size=side,
+        kinematics=facts["kinematics"],
+        cameras=net.encoder.cameras,
+        image_size=config.image_size,
         state=units,
         action=units,
         action_std=facts["action_std"],
@@ -118,34 +284,55 @@ def export_bundle(checkpoint: Path, folder: Path, sampler_steps: int | None = No
         executed=config.executed_steps,
         step_dt=config.step_dt,
         embedding_dim=config.embedding,
-        samplers={"ddim": Sampler(file=LOOP_FILE, steps=steps)},
-        hashes={name: file_hash(folder / name) for name in (ENCODER_FILE, LOOP_FILE)},
+        samplers={name: sampler},
+        hashes={ENCODER_FILE: hashes.get(ENCODER_FILE, "0" * 64), **hashes},
         parity=parity,
         training={
-            k: v
-            for k, v in facts.items()
-            if k not in ("columns", "action_std", "cameras", "task", "gripper", "grippers", "kinematics")
+            **about,
+            "ranges": ranges,
+            "samplers": {name: {**about, "parity": parity.chunks, "config": config.model_dump(mode="json")}},
         },
     )
-    write_bundle_yaml(spec, folder)
-    return load_bundle(folder)
 
 
-def _export(
-    module: torch.nn.Module, inputs: tuple, path: Path, names: list[str], output: str, dynamic: tuple | None
-) -> None:
-    torch.onnx.export(
-        module,
-        inputs,
-        path,
-        dynamo=True,
-        input_names=names,
-        output_names=[output],
-        dynamic_shapes=dynamic,
-        external_data=False,
-        verbose=False,
+SHARED = ("task", "kinematics", "cameras", "state", "action", "horizon", "executed", "step_dt")
+
+
+def _joined(present: Bundle, new: BundleSpec, name: str) -> BundleSpec:
+    """The spec of the bundle that is there, with one sampler more; what describes its policy stays as it is."""
+    old = present.spec
+    if differing := [field for field in SHARED if getattr(old, field) != getattr(new, field)]:
+        sides = "; ".join(f"{f}: {getattr(new, f)}, there {getattr(old, f)}" for f in differing)
+        raise VigilError(f"bundle {present.path} is for something else ({sides}): name another folder")
+    samplers = {**old.samplers, name: new.samplers[name]}
+    # In their order: an identity is of the spec as it is written.
+    used = {file for sampler in samplers.values() for file in sampler.files} | {ENCODER_FILE}
+    hashes = {**old.hashes, **{file: new.hashes[file] for file in new.samplers[name].files}}
+    known, parity = old.training, old.parity
+    training = {
+        **known,
+        "ranges": known.get("ranges") or new.training["ranges"],
+        "samplers": {**known.get("samplers", {}), **new.training["samplers"]},
+    }
+    if parity is not None and new.parity is not None:
+        parity = Parity(
+            encoder=parity.encoder,
+            chunks=max(parity.chunks, new.parity.chunks),
+            tolerance=max(parity.tolerance, new.parity.tolerance),
+        )
+    return old.model_copy(
+        update={
+            "samplers": samplers,
+            "hashes": {file: value for file, value in hashes.items() if file in used},
+            "parity": parity,
+            "training": training,
+        }
     )
-    strip_origin(path)
+
+
+def _remove_unused(present: Bundle | None, spec: BundleSpec, folder: Path) -> None:
+    for file in set(present.spec.files if present else ()) - set(spec.files):
+        (folder / file).unlink(missing_ok=True)
 
 
 def strip_origin(path: Path) -> None:
@@ -162,7 +349,3 @@ def strip_origin(path: Path) -> None:
         part.ClearField("metadata_props")
         part.ClearField("doc_string")
     onnx.save(model, path)
-
-
-def _run(path: Path, inputs: dict[str, np.ndarray]) -> np.ndarray:
-    return InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, inputs)[0]

@@ -1,15 +1,16 @@
-"""The networks: one small ResNet per camera, a joint embedding, and a denoiser on the flattened chunk."""
+"""The policy's network: one small ResNet per camera, a joint embedding, and a denoiser of chunks (`vigil.train.backbones`)."""
 
 from __future__ import annotations
 
-import itertools
 import math
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vigil.train.backbones import BACKBONES
 from vigil.train.config import TrainConfig
+from vigil.train.objectives import OBJECTIVES
 
 
 class ResidualBlock(nn.Module):
@@ -112,53 +113,6 @@ class Encoder(nn.Module):
         return self.embed([self.pictures(image) for image in images], self.normalise_state(state))
 
 
-class Denoiser(nn.Module):
-    """Predicts the velocity of a noised, flattened chunk [B, H * D] from the embedding and the step.
-
-    A residual MLP with FiLM. Velocity v = sqrt(a) noise - sqrt(1 - a) clean (Salimans and Ho 2022, sec. 4) is well
-    conditioned at every step, also at the first, where the chunk is all noise.
-    """
-
-    def __init__(self, config: TrainConfig, action_dim: int) -> None:
-        super().__init__()
-        width, size = config.denoiser_width, config.horizon * action_dim
-        self.time = nn.Embedding(config.diffusion_steps, 128)
-        nn.init.normal_(self.time.weight, std=0.02)
-        self.time.weight.data += _sinusoids(config.diffusion_steps, 128)
-        self.condition = nn.Sequential(nn.Linear(config.embedding, width), nn.SiLU(), nn.Linear(width, width))
-        self.step = nn.Sequential(nn.Linear(128, width), nn.SiLU(), nn.Linear(width, width))
-        self.inlet = nn.Linear(size, width)
-        self.blocks = nn.ModuleList(
-            nn.ModuleDict(
-                {
-                    "norm": nn.LayerNorm(width),
-                    "film": nn.Linear(width, 2 * width),
-                    "up": nn.Linear(width, width),
-                    "down": nn.Linear(width, width),
-                }
-            )
-            for _ in range(config.denoiser_blocks)
-        )
-        for block in self.blocks:
-            nn.init.zeros_(block["down"].weight)
-            nn.init.zeros_(block["down"].bias)
-        self.outlet = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, size))
-
-    def modulation(self, embedding: Tensor, step: Tensor) -> list[Tensor]:
-        """FiLM parameters of every block; they depend on the observation and the step, not on the sample."""
-        context = F.silu(self.condition(embedding) + self.step(self.time(step)))
-        return [block["film"](context) for block in self.blocks]
-
-    def forward(self, chunk: Tensor, embedding: Tensor, step: Tensor) -> Tensor:
-        """Noised chunk [B, H * D], embedding [B or 1, E], step int [B or 1] -> predicted velocity [B, H * D]."""
-        x = self.inlet(chunk)
-        for block, film in zip(self.blocks, self.modulation(embedding, step), strict=True):
-            scale, shift = film.chunk(2, -1)
-            y = block["norm"](x) * (1 + scale) + shift
-            x = x + block["down"](F.silu(block["up"](y)))
-        return self.outlet(x)
-
-
 class PolicyNet(nn.Module):
     """Encoder, denoiser, and the head on simulator labels that is used in training only."""
 
@@ -169,11 +123,17 @@ class PolicyNet(nn.Module):
         self.config = config
         self.encoder = Encoder(config, cameras, statistics["state_low"], statistics["state_high"])
         self.action_dim = len(statistics["action_low"])
-        self.denoiser = Denoiser(config, self.action_dim)
+        objective = OBJECTIVES[config.objective]
+        steps = config.diffusion_steps if objective.discrete else None
+        self.denoiser = BACKBONES[config.backbone](config, self.action_dim, objective.levels, steps)
         self.register_buffer("action_low", statistics["action_low"])
         self.register_buffer("action_high", statistics["action_high"])
-        self.auxiliary = nn.Sequential(nn.Linear(config.embedding, 128), nn.SiLU(), nn.Linear(128, label_dim))
-        self.register_buffer("alpha_bar", cosine_schedule(config.diffusion_steps))
+        if label_dim:
+            self.auxiliary = nn.Sequential(
+                nn.Linear(config.embedding, 128), nn.SiLU(), nn.Linear(128, label_dim)
+            )
+        if objective.discrete:
+            self.register_buffer("alpha_bar", cosine_schedule(config.diffusion_steps))
 
     def normalise_actions(self, chunk: Tensor) -> Tensor:
         """Physical units [..., D] -> -1..1."""
@@ -184,13 +144,13 @@ class PolicyNet(nn.Module):
         return (chunk + 1) / 2 * (self.action_high - self.action_low) + self.action_low
 
     def noise(self, chunk: Tensor, noise: Tensor, step: Tensor) -> Tensor:
-        """q(x_t | x_0) of DDPM (Ho et al. 2020, eq. 4); chunk, noise [B, H * D], step [B]."""
-        a = self.alpha_bar[step][:, None]
+        """q(x_t | x_0) of DDPM (Ho et al. 2020, eq. 4); chunk, noise [B, H, D], step [B]."""
+        a = self.alpha_bar[step][:, None, None]
         return a.sqrt() * chunk + (1 - a).sqrt() * noise
 
     def velocity(self, chunk: Tensor, noise: Tensor, step: Tensor) -> Tensor:
-        """The denoiser's target; shapes as `noise`."""
-        a = self.alpha_bar[step][:, None]
+        """What a denoiser of diffusion has to say; shapes as `noise`."""
+        a = self.alpha_bar[step][:, None, None]
         return a.sqrt() * noise - (1 - a).sqrt() * chunk
 
 
@@ -199,39 +159,3 @@ def cosine_schedule(steps: int) -> Tensor:
     at = lambda t: math.cos((t / steps + 0.008) / 1.008 * math.pi / 2) ** 2  # noqa: E731
     betas = [min(1 - at(i + 1) / at(i), 0.999) for i in range(steps)]
     return torch.cumprod(1 - torch.tensor(betas, dtype=torch.float64), 0).float()
-
-
-def _sinusoids(count: int, size: int) -> Tensor:
-    positions = torch.arange(count)[:, None].float()
-    frequencies = torch.exp(-math.log(10_000) * torch.arange(size // 2) / (size // 2 - 1))
-    return torch.cat([torch.sin(positions * frequencies), torch.cos(positions * frequencies)], -1)
-
-
-def ddim_steps(diffusion_steps: int, sampler_steps: int) -> list[int]:
-    """The steps visited by DDIM, from noisy to clean, with trailing spacing (Lin et al. 2024, table 2)."""
-    return [round(diffusion_steps - i * diffusion_steps / sampler_steps) - 1 for i in range(sampler_steps)]
-
-
-class DdimSampler(nn.Module):
-    """The whole denoising loop as one module: noise [K, H, D], embedding [1, E] -> chunks [K, H, D], physical units.
-
-    Deterministic DDIM (Song et al. 2021, eq. 12 with sigma = 0), the predicted clean chunk clipped to -1..1.
-    """
-
-    def __init__(self, net: PolicyNet, sampler_steps: int) -> None:
-        super().__init__()
-        self.net = net
-        self.steps = ddim_steps(net.config.diffusion_steps, sampler_steps)
-        alphas = [float(net.alpha_bar[step]) for step in self.steps] + [1.0]
-        self.alphas = list(itertools.pairwise(alphas))  # before and after each step
-
-    def forward(self, noise: Tensor, embedding: Tensor) -> Tensor:
-        net = self.net
-        x = noise.reshape(-1, net.config.horizon * net.action_dim)
-        for step, (a, a_next) in zip(self.steps, self.alphas, strict=True):
-            # Conditioning is [1, ...]: computed once per step and broadcast over the K samples.
-            velocity = net.denoiser(x, embedding, torch.tensor([step], device=x.device))
-            clean = (a**0.5 * x - (1 - a) ** 0.5 * velocity).clamp(-1, 1)
-            eps = (x - a**0.5 * clean) / (1 - a) ** 0.5
-            x = a_next**0.5 * clean + (1 - a_next) ** 0.5 * eps
-        return net.physical_actions(x.reshape(-1, net.config.horizon, net.action_dim))
