@@ -188,7 +188,7 @@ class PolicyNode(VigilNode):
             known, was_driving = self._transitions_seen, self._authority in DRIVING
             self._authority, self._transitions_seen = message.authority, message.transition
         # Only the newest state is read: of two transitions since the last one the first is not known.
-        crossed = driving != was_driving or known is None or abs(message.transition - known) > 1
+        crossed = driving != was_driving or (known is not None and abs(message.transition - known) > 1)
         if message.transition != known and crossed:
             instant = nanoseconds(message.transition_stamp)
             self._ticker.restart(instant)
