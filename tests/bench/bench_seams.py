@@ -102,7 +102,8 @@ def jump(before_stamp: int, before, stamp: int, chunk, instant: int, rig: RigCon
 
 def run(rig: RigConfig, folder: Path, arguments: argparse.Namespace, advance) -> Found:
     found = Found()
-    with Session(rig, Options(lockstep=True), folder / "log", Console(quiet=True)) as session:
+    parameters = {"monitor": {"uncalibrated": True}}
+    with Session(rig, Options(lockstep=True), folder / "log", parameters=parameters) as session:
         for number in range(arguments.episodes):
             new_scene(session.client, 96_000 + arguments.seed + number)
             session.client.start_episode(f"seams_{number}")
@@ -152,7 +153,7 @@ def main() -> None:
                     work,
                     policy=policy,
                     sim={"latency": arguments.latency},
-                    monitor={"level": "none"},
+                    monitor={"hold_on": []},
                     record={"directory": str(work / "episodes"), "images": "none"},
                 )
                 results[seam, on] = run(changed, work, arguments, lambda: progress.advance(shown))

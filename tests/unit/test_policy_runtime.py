@@ -9,7 +9,8 @@ from support.tiny_bundle import HORIZON, NOISE_GAIN, SIZE, write_tiny_bundle
 from vigil.errors import VigilError
 from vigil.policy.bundle import load_bundle
 from vigil.policy.observation import Rejected
-from vigil.policy.runtime import PROVIDERS, Known, PolicyRuntime
+from vigil.policy.providers import PROVIDERS
+from vigil.policy.runtime import Known, PolicyRuntime
 from vigil.policy.schedule import Aligned, Schedule
 from vigil.policy.telemetry import Troubles, Window
 

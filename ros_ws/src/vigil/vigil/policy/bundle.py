@@ -195,7 +195,7 @@ def open_session(path: Path, options: ort.SessionOptions, providers: list[Any]) 
         raise VigilError(f"ONNX Runtime cannot load {path}: {reason}. Export the bundle again") from None
 
 
-def _signature(path: Path) -> tuple[dict[str, tuple[str, list]], dict[str, tuple[str, list]]]:
+def signature(path: Path) -> tuple[dict[str, tuple[str, list]], dict[str, tuple[str, list]]]:
     """Type and shape of every input and output by name. Nothing is optimised: this only reads the graph."""
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -239,7 +239,7 @@ def _check_sampler(folder: Path, sampler: Sampler, spec: BundleSpec) -> None:
 
 
 def _check_signature(path: Path, inputs: dict, outputs: dict) -> None:
-    for kind, expected, found in zip(("input", "output"), (inputs, outputs), _signature(path), strict=True):
+    for kind, expected, found in zip(("input", "output"), (inputs, outputs), signature(path), strict=True):
         if set(expected) != set(found):
             raise VigilError(f"{path}: {kind}s are {sorted(found)}, {SPEC_FILE} calls for {sorted(expected)}")
         for name, (type_, shape) in expected.items():

@@ -139,7 +139,9 @@ class PolicyNode(VigilNode):
         bundle.check_rig(rig, task)
         for name in bundle.spec.cameras:
             load_calibration(rig.calibration_path(rig.camera(name)), rig.camera(name))
-        runtime = PolicyRuntime(bundle, threads=settings.threads, provider=settings.provider)
+        runtime = PolicyRuntime(
+            bundle, threads=settings.threads, provider=settings.provider, samples=settings.samples
+        )
         lead = LOOKAHEAD + 1.0 / rig.control_rate
         ticker = Ticker(runtime, settings, lead, rig.sim.latency if self.lockstep else None)
         seconds = runtime.warm_up(settings.samples)
