@@ -4,15 +4,29 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 
 from vigil.errors import VigilError
-from vigil.policy.bundle import Bundle, open_session
+from vigil.policy.bundle import Bundle, open_session, signature
 from vigil.policy.observation import Rejected
+from vigil.policy.providers import (
+    PROVIDERS,
+    TENSORRT,
+    Providers,
+    cache_folder,
+    candidates,
+    check_running,
+    find_gpu,
+    options_of,
+    preload,
+    versions,
+    why_not,
+)
 from vigil.policy.spec import (
     BUFFER_INPUT,
     BUFFER_OUTPUT,
@@ -29,26 +43,7 @@ from vigil.policy.spec import (
     image_input,
 )
 
-PROVIDERS = ("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider")
 WARM_UP_RUNS = 2  # the first run allocates memory and picks kernels, the second shows that it is over
-
-
-@dataclass
-class Providers:
-    """Which execution provider runs each graph, and why faster ones do not."""
-
-    used: dict[str, str] = field(default_factory=dict)  # by file
-    not_used: dict[str, str] = field(default_factory=dict)  # by provider
-
-    @property
-    def name(self) -> str:
-        """The provider in use; both, if the graphs run on different ones."""
-        return ", ".join(dict.fromkeys(self.used.values()))
-
-    @property
-    def reasons(self) -> str:
-        """Why each faster provider is not used; empty if the first choice runs."""
-        return "; ".join(f"{name}: {why}" for name, why in self.not_used.items())
 
 
 @dataclass(frozen=True)
@@ -71,20 +66,26 @@ class Known:
 class PolicyRuntime:
     """The sessions of one bundle and one of its samplers. One thread at a time may use it."""
 
-    def __init__(self, bundle: Bundle, *, threads: int = 1) -> None:
+    def __init__(
+        self, bundle: Bundle, *, threads: int = 1, provider: str = "auto", samples: int = 32
+    ) -> None:
         """Open the sessions and warm them up.
 
         Args:
             bundle: the bundle, with the sampler that is to be used.
             threads: threads of ONNX Runtime within one operator.
+            provider: tensorrt, cuda or cpu; auto: the first of them that starts.
+            samples: K that will be asked for most; what TensorRT is tuned for.
 
         Raises:
             VigilError: a graph cannot be loaded or run.
         """
         self.bundle = bundle
         self.sampler = bundle.sampler
-        self.providers = Providers()
-        self._threads = threads
+        self._threads, self._provider, self._samples = threads, provider, samples
+        order, reasons = candidates(provider, tuple(ort.get_available_providers()))
+        self._order, self.providers = order, Providers(not_used=reasons)
+        preload()
         self._encoder = self._open(bundle.file(ENCODER_FILE))
         self._loop = self._open(bundle.file(self.sampler.file))
         self._start = (
@@ -285,14 +286,21 @@ class PolicyRuntime:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.add_session_config_entry("session.inter_op.allow_spinning", "0")
         options.log_severity_level = 3
-        offered = ort.get_available_providers()
-        for name in PROVIDERS:
-            if name not in offered:
-                self.providers.not_used[name] = "not in this build of ONNX Runtime"
-        session = open_session(path, options, [name for name in PROVIDERS if name in offered])
+        session = open_session(path, options, [(name, self._options(name, path)) for name in self._order])
         # A provider that fails to start is dropped without an error: only what the session says is true.
         active = session.get_providers()
+        check_running(self._provider, active)
         for name in PROVIDERS[: PROVIDERS.index(active[0])]:
-            self.providers.not_used.setdefault(name, "did not start: driver, GPU or library missing")
+            if name not in self.providers.not_used:
+                self.providers.not_used[name] = why_not(name)
         self.providers.used[path.name] = active[0]
         return session
+
+    def _options(self, name: str, path: Path) -> dict[str, Any]:
+        if name != TENSORRT:
+            return options_of(name)
+        folder = cache_folder(self.bundle.spec.hashes[path.name], find_gpu(), versions())
+        # Inputs whose first dimension has no number are those of K chunks.
+        shapes = {known: shape for known, (_, shape) in signature(path)[0].items()}
+        dynamic = {n: tuple(shape[1:]) for n, shape in shapes.items() if not isinstance(shape[0], int)}
+        return options_of(name, dynamic, self._samples, folder)
