@@ -51,6 +51,7 @@ COMMANDS = {
 OPTIONAL = {
     "torch": "train",
     "onnxscript": "train",
+    "safetensors": "train",
     "pyrealsense2": "realsense",
     "av": "dataset",
     "h5py": "dataset",
