@@ -284,3 +284,33 @@ def test_uncalibrated_only_when_asked(probe, start, rig_file, tmp_path):
         assert np.isfinite(status.scores).all()
         assert "no calibration" in status.reason
     assert load_rig(rig).monitor.level == "calibrated"
+
+
+def test_when_the_task_is_switched_the_other_policys_calibration_judges(
+    probe, start, rig_file, bundle, tmp_path
+):
+    task = "fold the towel"
+    other = load_bundle(write_tiny_bundle(tmp_path / "other", name="other", task=task))
+    for i, rollout in enumerate(make_rollouts(30, seed=2)):
+        save_rollout(tmp_path / "rollouts" / f"episode_{i:04d}", for_policy(rollout, other))
+    command.calibrate([tmp_path / "rollouts"], other.path, delta=0.1, method="fiper")
+    third = load_bundle(write_tiny_bundle(tmp_path / "third", name="third", task="wipe the table"))
+    text = yaml.safe_load(rig_file.read_text())
+    text["policy"]["tasks"] = {task: str(other.path), "wipe the table": str(third.path)}
+    rig = tmp_path / "franka_sim.yaml"
+    rig.write_text(yaml.safe_dump(text))
+    _, log = start(rig)
+    activate(probe)
+    mine, theirs, nobodys = (
+        for_policy(make_rollouts(1, seed=5)[0], which) for which in (bundle, other, third)
+    )
+    thresholds = {}
+    for rollout in (mine, theirs, mine):
+        status = probe.show(rollout, 0)
+        assert status.verdict_name == "NOMINAL", status.reason
+        thresholds[rollout.episode.bundle_hash] = list(status.thresholds)
+    assert len({tuple(values) for values in thresholds.values()}) == 2, "each by its own calibration"
+    honest = probe.show(nobodys, 0)
+    assert honest.verdict_name == "UNCALIBRATED" and "no calibration" in honest.reason and not honest.alarm
+    assert "wipe the table" in log.read_text(), "said at the start already"
+    assert probe.show(mine, 1).verdict_name == "NOMINAL"

@@ -272,3 +272,33 @@ def test_steps_before_the_first_one_rest_there():
     steps = Steps(100, 10, np.array([[1.0], [2.0]]))
     position, velocity = steps.at(50)
     assert position[0] == 1.0 and velocity[0] == 0.0
+
+
+# Another policy -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seam", ["blend", "switch", "ensemble"])
+@pytest.mark.parametrize("step_dt", [STEP_DT, 0.04])
+def test_another_policys_chunk_is_faded_in_and_the_old_ones_are_left(columns, home, seam, step_dt):
+    tracker = ChunkTracker(columns, PERIOD, seam)
+    tracker.restart(home, START)
+    stamp = START + SECOND // 10
+    for _ in range(4):
+        tracker.accept(replace(make(columns, ramp(home), stamp), bundle="old"), stamp, stamp)
+        stamp += SECOND // 5
+    before = [tracker.target(now)[0] for now in range(stamp - SECOND // 5, stamp, SECOND // 1000)]
+    usual = np.abs(np.diff(before, axis=0)).max()
+    other = np.tile(home + 0.2 * (np.arange(8) < 7), (HORIZON, 1))
+    tracker.accept(replace(make(columns, other, stamp, step_dt), bundle="new"), stamp, stamp)
+    path = np.array([tracker.target(now)[0] for now in range(stamp, stamp + SECOND // 2, SECOND // 1000)])
+    assert np.abs(path[0] - before[-1]).max() <= 2 * usual, "the first target goes on from the running one"
+    # 0.2 rad in 0.3 s by a smooth step: at most 1.5 times the mean speed.
+    assert np.abs(np.diff(path, axis=0)).max() <= usual + 1.5 * 0.2 / 300
+    assert path[-1] == pytest.approx(other[0]), "nothing is left of the old policy's chunks"
+
+
+def test_one_policys_chunks_keep_their_step(tracker, columns, home):
+    tracker.accept(replace(make(columns, ramp(home), START + 1), bundle="one"), START + 1, START + 1)
+    later = replace(make(columns, ramp(home), START + 2, step_dt=0.04), bundle="one")
+    with pytest.raises(Refused, match=r"step_dt 0\.04 s"):
+        tracker.accept(later, START + 2, START + 2)

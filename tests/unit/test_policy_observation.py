@@ -111,9 +111,9 @@ def test_cameras_that_expose_together_are_paired_in_any_order_of_arrival(order):
             inputs.add_frame(source, stamp * MS, np.full((480, 640, 3), number, np.uint8))
         observation = inputs.newest()
         if observation is not None:
-            seen = {int(image[0, 0, 0]) for image in observation.images.values()}
+            seen = {int(image[0, 0, 0]) for (image,) in observation.images.values()}
             assert len(seen) == 1, "frames of two exposures in one set"
-    assert observation is not None and observation.images["wrist"][0, 0, 0] == 2
+    assert observation is not None and observation.images["wrist"][0][0, 0, 0] == 2
 
 
 def test_frames_that_were_faster_than_their_joint_state_await_it():
@@ -180,3 +180,69 @@ def test_a_clock_that_is_set_back_starts_anew():
             inputs.add_frame(camera, stamp * MS, FRAME)
         inputs.add_joints(stamp * MS, ["j1", "j2", "gripper"], [stamp, 0, 0])
     assert inputs.newest().stamp == 10 * MS and inputs.newest().state[0] == 10
+
+
+# Histories ----------------------------------------------------------------------------------------------------
+
+NAMES = ["j1", "j2", "gripper"]
+
+
+def history(frames=range(0, 400, 33), joints=range(0, 400, 10), steps=3, dt=0.1, begin=0, max_skew=0.02):
+    """Frames and joint states that say their own time [ms]; the newest joint state is as new as the newest frame."""
+    source = JointSource("arm/joint_states")
+    source.add(("j1", "j2", "gripper"), ("j1", "j2", "gripper"))
+    cameras = {"wrist": (480, 640), "scene": (480, 640)}
+    made = ObservationBuffer(cameras, ("j1", "gripper"), [source], max_skew, steps, dt)
+    made.begin(begin * MS)
+    for stamp in frames:
+        for camera in cameras:
+            made.add_frame(camera, stamp * MS, np.full((480, 640, 3), stamp % 256, np.uint8))
+    for stamp in [*(j for j in joints if j < max(frames)), max(frames)]:
+        made.add_joints(stamp * MS, NAMES, [stamp, 0.0, 0.0])
+    return made
+
+
+def times(observation, camera="wrist"):
+    return [int(image[0, 0, 0]) for image in observation.images[camera]], observation.state[:, 0].tolist()
+
+
+def test_a_history_is_made_of_what_lies_nearest_to_each_of_its_due_times():
+    observation = history().newest()  # newest frame at 396: due at 196, 296, 396
+    pictures, states = times(observation)
+    assert pictures == [198, 297 % 256, 396 % 256] and states == [200.0, 300.0, 396.0]
+    assert observation.state.shape == (3, 2) and observation.stamp == 396 * MS and observation.skew == 0
+    prepared = observation.prepared((48, 64))
+    assert prepared["scene"].shape == (3, 48, 64, 3) and prepared["scene"][0, 0, 0, 0] == 198
+
+
+def test_a_policy_without_history_gets_no_dimension_for_it():
+    observation = history(steps=1).newest()
+    assert observation.state.shape == (2,) and observation.prepared(96)["wrist"].shape == (96, 96, 3)
+
+
+def test_at_the_start_the_first_observation_is_repeated():
+    assert times(history(frames=[0]).newest()) == ([0, 0, 0], [0.0, 0.0, 0.0])
+    pictures, states = times(history(frames=[0, 33, 66, 99, 132]).newest())  # due at -68, 32, 132
+    assert pictures == [0, 33, 132] and states == [0.0, 30.0, 132.0]
+
+
+def test_what_was_seen_before_the_episode_began_is_not_its_history():
+    pictures, states = times(history(begin=250).newest())  # the first frame since then is at 264
+    assert pictures == [264 % 256, 297 % 256, 396 % 256] and states == [250.0, 300.0, 396.0]
+
+
+def test_a_hole_in_the_history_makes_no_set_and_is_named():
+    inputs = history(
+        frames=[*range(0, 150, 33), *range(264, 400, 33)]
+    )  # due at 196: 132 and 264 are 64 ms off
+    assert inputs.newest() is None
+    assert (
+        "camera wrist" in inputs.missing()
+        and "hole" in inputs.missing()
+        and "max_skew 20 ms" in inputs.missing()
+    )
+
+
+def test_no_more_is_kept_than_the_history_needs():
+    inputs = history(frames=range(0, 10_000, 10), joints=range(0, 10_000, 1), steps=2, dt=0.1)
+    assert max(len(frames) for frames in inputs._frames.values()) <= 22 and len(inputs._joints[0]) <= 602

@@ -1,4 +1,4 @@
-"""Inference with the real ONNX Runtime on a tiny bundle, choice among samples, and the tick schedule."""
+"""Inference with the real ONNX Runtime on tiny bundles, and the tick schedule."""
 
 import numpy as np
 import pytest
@@ -8,10 +8,9 @@ from hypothesis import strategies as st
 from support.tiny_bundle import HORIZON, NOISE_GAIN, SIZE, write_tiny_bundle
 from vigil.errors import VigilError
 from vigil.policy.bundle import load_bundle
-from vigil.policy.chunks import select
 from vigil.policy.observation import Rejected
-from vigil.policy.runtime import PROVIDERS, PolicyRuntime
-from vigil.policy.schedule import Schedule
+from vigil.policy.runtime import PROVIDERS, Known, PolicyRuntime
+from vigil.policy.schedule import Aligned, Schedule
 from vigil.policy.telemetry import Troubles, Window
 
 STATE = np.linspace(-0.4, 0.4, 8, dtype=np.float32)
@@ -93,26 +92,6 @@ def test_an_unknown_sampler_is_refused(runtime):
         load_bundle(runtime.bundle.path, "euler")
 
 
-def test_the_medoid_is_a_sample_near_the_middle_and_no_outlier():
-    rng = np.random.default_rng(0)
-    samples = rng.normal(0, 0.01, (9, HORIZON, 8)).astype(np.float32)
-    samples[6] = samples[[i for i in range(9) if i != 6]].mean(axis=0)
-    assert select(samples, [1.0] * 8, "medoid") == 6
-    assert select(samples, [1.0] * 8, "first") == 0
-    samples[4] += 5.0
-    assert select(samples, [1.0] * 8, "medoid") != 4
-    with pytest.raises(VigilError, match="first or medoid"):
-        select(samples, [1.0] * 8, "best")
-
-
-def test_the_medoid_weighs_columns_by_their_scale():
-    samples = np.zeros((3, 2, 2), np.float32)
-    samples[:, :, 0] = np.array([0.0, 1.0, 2.0])[:, None]  # rad: 1 is in the middle
-    samples[:, :, 1] = np.array([0.01, 0.0, 0.02])[:, None]  # m: 0.01 is in the middle
-    assert select(samples, [1.0, 1.0], "medoid") == 1
-    assert select(samples, [1.0, 0.001], "medoid") == 0
-
-
 def ticks(stamps, period, tolerance):
     schedule = Schedule(period, tolerance)
     return [stamp for stamp in stamps if schedule.due(stamp)]
@@ -166,3 +145,79 @@ def test_troubles_are_counted_and_told_once():
     assert troubles.add("image", "a") and not troubles.add("image", "b")
     assert troubles.take_fresh() == {"image": "b"} and troubles.take_fresh() == {}
     assert troubles.add("image", "c") and troubles.counts() == {"image": 3}
+
+
+def test_in_lock_step_every_multiple_of_the_period_is_due_once():
+    schedule = Aligned(200)
+    due = [stamp for stamp in (0, 50, 200, 200, 250, 400, 200, 200, 450) if schedule.due(stamp)]
+    assert due == [0, 200, 400, 200]
+
+
+# What some policies have beside the plain case ----------------------------------------------------------------
+
+
+def made(folder, **options):
+    return PolicyRuntime(load_bundle(write_tiny_bundle(folder / "tiny", **options)))
+
+
+def test_a_history_is_read_newest_last(tmp_path):
+    runtime = made(tmp_path, history=3)
+    pictures = np.stack([np.full((SIZE, SIZE, 3), value, np.uint8) for value in (0, 51, 102)])
+    states = np.stack([STATE - 2, STATE - 1, STATE])
+    encoded = runtime.encode({"wrist": pictures, "scene": pictures}, states)
+    assert encoded.embedding == pytest.approx([0.2, 0.2, *STATE])
+    assert runtime.draw(encoded, 1, np.random.default_rng(0)) == pytest.approx(
+        np.broadcast_to(STATE, (1, HORIZON, 8)), abs=6 * NOISE_GAIN
+    )
+    with pytest.raises(Rejected, match=r"the policy takes uint8 \[3, 96, 96, 3\]"):
+        runtime.encode({"wrist": pictures[:2], "scene": pictures}, states)
+    with pytest.raises(Rejected, match=r"shape \[8\]"):
+        runtime.encode({"wrist": pictures, "scene": pictures}, STATE)
+
+
+def test_memory_begins_at_zero_and_is_carried_by_the_caller(tmp_path, images):
+    runtime = made(tmp_path, memory=True)
+    encoded = runtime.encode(images, STATE)
+    assert encoded.embedding[-1] == 0 and encoded.memory.tolist() == [1.0]
+    again = runtime.encode(images, STATE, encoded.memory)
+    assert again.embedding[-1] == 1 and again.memory.tolist() == [2.0]
+
+
+def test_samplers_read_the_context_where_there_is_one(tmp_path, images):
+    runtime = made(tmp_path, context=True, memory=True)
+    encoded = runtime.encode(images, STATE)
+    assert encoded.embedding.shape == (11,) and encoded.read.shape == (1, 2, 11)
+    noise = np.random.default_rng(1).standard_normal((2, HORIZON, 8), dtype=np.float32)
+    drawn = runtime.draw(encoded, 2, np.random.default_rng(1))
+    assert drawn == pytest.approx(STATE + NOISE_GAIN * noise, abs=1e-6)
+
+
+def test_known_targets_are_kept_by_their_weight_and_by_samplers_that_take_them_alone(tmp_path, images):
+    folder = write_tiny_bundle(tmp_path / "tiny", inpaint=True)
+    runtime = PolicyRuntime(load_bundle(folder, "inpaint"))
+    encoded = runtime.encode(images, STATE)
+    free = runtime.draw(encoded, 3, np.random.default_rng(2))
+    known = Known(np.full((HORIZON, 8), 5.0, np.float32), np.linspace(1, 0, HORIZON, dtype=np.float32))
+    kept = runtime.draw(encoded, 3, np.random.default_rng(2), known)
+    weight = known.weight[:, None]
+    assert kept == pytest.approx(weight * 5.0 + (1 - weight) * free, abs=1e-5)
+    plain = PolicyRuntime(load_bundle(folder))
+    assert np.array_equal(free, plain.draw(encoded, 3, np.random.default_rng(2))), (
+        "weight 0 leaves chunks free"
+    )
+    with pytest.raises(VigilError, match="sampler ddim of bundle tiny takes no known targets"):
+        plain.draw(encoded, 3, np.random.default_rng(2), known)
+
+
+def test_a_stream_goes_on_where_it_was(tmp_path, images):
+    runtime = made(tmp_path, emitted=4)
+    encoded, rng = runtime.encode(images, STATE), np.random.default_rng(3)
+    chunks, buffer = runtime.stream(encoded, 2, rng, None)
+    row = [np.random.default_rng(3).standard_normal((2, HORIZON, 8), dtype=np.float32)]
+    assert chunks == pytest.approx(STATE + NOISE_GAIN * row[0], abs=1e-6)
+    for _ in range(3):
+        following, buffer = runtime.stream(encoded, 2, rng, buffer)
+        assert following[:, :-4] == pytest.approx(chunks[:, 4:], abs=1e-6), "what was forecast becomes final"
+        chunks = following
+    with pytest.raises(VigilError, match="sampler ddim of bundle tiny does not stream"):
+        made(tmp_path / "other").stream(encoded, 2, rng, None)

@@ -6,6 +6,7 @@ Errors name the file, the line, the value that was passed and the fix.
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -191,6 +192,7 @@ class CameraConfig(Strict):
 
 
 Seam = Literal["blend", "switch", "ensemble"]
+SELECTIONS = ("first", "medoid", "overlap")
 
 
 class PolicyConfig(Strict):
@@ -206,10 +208,27 @@ class PolicyConfig(Strict):
         8,
         description="of these, how many are drawn first: the arm gets one of them before the others are drawn",
     )
-    selection: Literal["first", "medoid"] = "medoid"
+    selection: str = Field(
+        "medoid",
+        description="which candidate becomes the chunk: first, medoid, overlap (nearest to the running chunk), or a scorer of "
+        "yours as module:function",
+    )
     seam: Seam = Field(
         "blend",
         description="how the arm goes from chunk to chunk: cross-fade, at once, or mean of all that hold",
+    )
+    real_time_chunking: bool = Field(
+        False,
+        description="draw each chunk so that it goes on from the running one; needs a sampler that takes known targets",
+    )
+    tasks: dict[Annotated[str, Field(min_length=1)], str] = Field(
+        {}, description="further tasks: the bundle's folder by task text, for policy/switch_task"
+    )
+    switch_timeout: Positive = Field(
+        5.0, description="[s] in which a contact has to end for a task to be switched amid motion"
+    )
+    contact_margin: Positive = Field(
+        0.004, description="[m] by which a gripper that holds something is wider than its command"
     )
     command_lead: Annotated[float, Field(ge=0, le=0.5)] | Literal["measured"] = Field(
         0.0,
@@ -218,7 +237,19 @@ class PolicyConfig(Strict):
     )
     max_skew: Positive = Field(0.05, description="largest difference of stamps within one observation [s]")
     threads: Annotated[int, Field(ge=1, le=64)] = 1
+    provider: Literal["auto", "tensorrt", "cuda", "cpu"] = Field(
+        "auto", description="what runs the graphs; auto: the first of them that starts, in this order"
+    )
     seed: int = 0
+
+    @field_validator("selection")
+    @classmethod
+    def _selection_is_known(cls, selection: str) -> str:
+        if selection not in SELECTIONS and not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", selection):
+            raise ValueError(
+                f"unknown selection: use {', '.join(SELECTIONS)}, or a scorer of yours as module:function"
+            )
+        return selection
 
 
 class MonitorConfig(Strict):
@@ -323,6 +354,14 @@ class RigConfig(Strict):
         self.teleop.check(self.arms)
         return self
 
+    @model_validator(mode="after")
+    def _tasks_differ(self) -> RigConfig:
+        if self.task in self.policy.tasks:
+            raise ValueError(
+                f"policy.tasks names {self.task!r}, which is the rig's own task: its bundle is policy.bundle"
+            )
+        return self
+
     @property
     def path(self) -> Path:
         """The file this rig was read from."""
@@ -378,9 +417,21 @@ class RigConfig(Strict):
                 return camera
         raise VigilError(f"rig {self.name} has no camera {name!r}; it has {[c.name for c in self.cameras]}")
 
-    def bundle_path(self) -> Path:
-        """Folder of the policy bundle."""
-        return resolve(self.policy.bundle)
+    def bundle_path(self, task: str | None = None) -> Path:
+        """Folder of the policy bundle for a task; None: for the rig's own."""
+        if task is None or task == self.task:
+            return resolve(self.policy.bundle)
+        if task not in self.policy.tasks:
+            known = [self.task, *self.policy.tasks]
+            raise VigilError(
+                f"rig {self.name} has no policy for the task {task!r}; it has {known}: add it to `policy.tasks` in the rig file"
+            )
+        return resolve(self.policy.tasks[task])
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Texts of all tasks that this rig has a policy for, its own first."""
+        return (self.task, *self.policy.tasks)
 
     def calibration_path(self, camera: CameraConfig) -> Path:
         """Calibration file of one camera."""

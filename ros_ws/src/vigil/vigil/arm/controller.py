@@ -21,7 +21,7 @@ from vigil.arm.curves import SECOND
 from vigil.arm.envelope import Envelope
 from vigil.arm.feedback import Feedback
 from vigil.arm.robot import CommandLatency, RobotWatch
-from vigil.arm.tracking import FUTURE_TOLERANCE, Chunk, ChunkTracker, Late
+from vigil.arm.tracking import FUTURE_TOLERANCE, LOOKAHEAD, Chunk, ChunkTracker, Late
 from vigil.arm.watchdog import Inputs
 from vigil.arm.workspace import Workspace
 from vigil.joints import joint_sources
@@ -31,11 +31,8 @@ CLOSE = 0.008
 """[rad] From rest a source's first command lies this close to the measured pose; in motion it goes on from the setpoint."""
 BEGIN_TIME = SECOND * 3 // 2
 """[ns] Time that policy and monitor have for their first output after they were given control. The arm stands still."""
-CHUNK_LOOKAHEAD = 0.1
-"""[s] The arm is steered to where the chunk will be then: two of its steps. With less it swings past where one chunk gives
-way to another that lies apart; with more it cuts corners."""
 OPERATOR_LOOKAHEAD = 0.05
-"""[s] The same for the operator, whose motion beyond the newest command is a guess."""
+"""[s] As `LOOKAHEAD`, for the operator, whose motion beyond the newest command is a guess."""
 DRIVING = (Authority.POLICY, Authority.BLENDED)
 """The policy moves the arm, by itself or corrected by the operator."""
 
@@ -80,7 +77,7 @@ class ArmController:
         self.inputs = Inputs(rig, lockstep)
         self._tracker = ChunkTracker(self.columns, rig.policy.period, rig.policy.seam)
         self._clutch = Clutch(self.columns, OPERATOR_LOOKAHEAD)
-        self._correction = Correction(self.columns, rig.teleop.gain, CHUNK_LOOKAHEAD)
+        self._correction = Correction(self.columns, rig.teleop.gain, LOOKAHEAD)
         self._blends = rig.teleop.takeover == "blended"
         self._lead = rig.policy.command_lead
         squeezes = [arm.gripper.squeeze for arm in rig.arms]
@@ -320,7 +317,7 @@ class ArmController:
             ahead = OPERATOR_LOOKAHEAD
             position, velocity = self._clutch.target(now + int(ahead * SECOND))
         else:
-            ahead = CHUNK_LOOKAHEAD
+            ahead = LOOKAHEAD
             position, velocity = self._tracker.target(self._chunk_instant(now))
             correction, its_velocity = self._correction.at(now + int(ahead * SECOND))
             position, velocity = position + correction, velocity + its_velocity
@@ -334,7 +331,7 @@ class ArmController:
     def _chunk_instant(self, now: int) -> int:
         """For which instant [ns] a chunk is asked at ``now``: beyond the lookahead by what the robot is late, if so set."""
         lead = (self.latency.seconds or 0.0) if self._lead == "measured" else self._lead
-        return now + int((CHUNK_LOOKAHEAD + lead) * SECOND)
+        return now + int((LOOKAHEAD + lead) * SECOND)
 
     def _plan(self, stamp: int, now: int) -> Plan:
         times, positions, velocities = self.envelope.stop_plan()
@@ -426,7 +423,7 @@ class ArmController:
     def _correct(self, command: OperatorCommand, now: int) -> bool:
         if self._needs_release:
             return False
-        self._correction.begin(self.envelope.rest_position, now + int(CHUNK_LOOKAHEAD * SECOND))
+        self._correction.begin(self.envelope.rest_position, now + int(LOOKAHEAD * SECOND))
         self._correction.accept(command, now)
         return self._fire(Event.CORRECT, command.stamp, now, "the operator corrects the policy")
 
@@ -468,7 +465,7 @@ class ArmController:
         if had_operator and event is not Event.RELEASE:
             self._needs_release = True  # a deadman that is still held must not take control back by itself
         if had_operator:
-            self._correction.release(now + int(CHUNK_LOOKAHEAD * SECOND))
+            self._correction.release(now + int(LOOKAHEAD * SECOND))
         self.first_command = 0
         self.first_step = np.zeros(len(self.columns))
         return True

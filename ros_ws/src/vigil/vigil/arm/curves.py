@@ -154,6 +154,8 @@ class Ensemble:
         begun = ramp(instant, *self._begin) if members else 0.0
         if begun == 0.0:
             return position, velocity
+        if begun == 1.0:
+            self._base = Constant(position)  # counts no more: what it was made of need not be asked again
         weights = [
             np.exp(-self.DECAY * k)
             * ramp(instant, start, duration)

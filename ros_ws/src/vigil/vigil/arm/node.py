@@ -189,6 +189,7 @@ class ArmNode(VigilNode):
             message.step_dt,
             message.horizon,
             np.asarray(message.positions),
+            message.bundle,
         )
         if self._latency:
             self._on_its_way.append(chunk)

@@ -11,6 +11,9 @@ from vigil.arm.columns import Columns, Refused
 from vigil.arm.curves import SECOND, Constant, CrossFade, Ensemble, Steps
 from vigil.rig import Seam
 
+LOOKAHEAD = 0.1
+"""[s] The arm is steered to where the chunk will be then: two of its steps. With less it swings past where one chunk gives
+way to another that lies apart; with more it cuts corners."""
 OVERSHOOT = 0.25
 """A target this share of a column's range outside its limits is clamped; further out the chunk is broken."""
 FUTURE_TOLERANCE = 20_000_000
@@ -28,6 +31,7 @@ class Chunk:
     step_dt: float
     horizon: int
     positions: np.ndarray
+    bundle: str = ""
 
 
 class Late(Refused):
@@ -42,7 +46,7 @@ class ChunkTracker:
         period: how often a chunk is expected [s]; a chunk must reach further than that.
         seam: how one chunk follows another: by a cross-fade, at once, or as the mean of all that hold.
         fade: of a cross-fade, or of a chunk into the mean [s].
-        start: cross-fade from the measured pose to the first chunk [s].
+        start: cross-fade from the measured pose to the first chunk, and from one policy's chunk to another's [s].
     """
 
     def __init__(
@@ -53,11 +57,16 @@ class ChunkTracker:
         self._seam = 0 if seam == "switch" else int(fade * SECOND)
         self._start = int(start * SECOND)
         self._slack = OVERSHOOT * (columns.upper - columns.lower)
-        self._curve = Ensemble(self._seam) if seam == "ensemble" else CrossFade()
+        self._averages = seam == "ensemble"
+        self._curve = self._make_curve()
+        self._bundle = ""
         self._not_before = 0
         self._step_dt: float | None = None
         self._stamp: int | None = None
         self._end = 0
+
+    def _make_curve(self) -> Ensemble | CrossFade:
+        return Ensemble(self._seam) if self._averages else CrossFade()
 
     def restart(self, position: np.ndarray, instant: int) -> None:
         """Flush all chunks; rest at ``position`` [N] until one comes that is stamped after ``instant`` [ns]."""
@@ -114,7 +123,7 @@ class ChunkTracker:
                 f"chunk has step_dt {step_dt} s over {chunk.horizon} steps: needed 0 < step_dt <= {LONGEST_STEP} and "
                 f"a horizon of at least {self._period} s"
             )
-        if self._step_dt is not None and step_dt != self._step_dt:
+        if self.has_chunk and chunk.bundle == self._bundle and step_dt != self._step_dt:
             raise Refused(
                 f"chunk has step_dt {step_dt} s, the ones before had {self._step_dt} s: hold and engage"
             )
@@ -140,10 +149,14 @@ class ChunkTracker:
         if self._stamp is not None and chunk.stamp <= self._stamp:
             raise Late("chunk is not newer than the one in force")
         step = round(chunk.step_dt * SECOND)
-        self._curve.add(
-            Steps(chunk.stamp, step, positions), aim, self._seam if self.has_chunk else self._start
-        )
-        self._stamp, self._step_dt = chunk.stamp, chunk.step_dt
+        fade = self._seam if self.has_chunk else self._start
+        if self.has_chunk and chunk.bundle != self._bundle:
+            # Another policy: what the arm was on its way to is left within the time that a first chunk gets, and the chunks
+            # of the old one have no part in what follows.
+            left, self._curve, fade = self._curve, self._make_curve(), self._start
+            self._curve.restart(left)
+        self._curve.add(Steps(chunk.stamp, step, positions), aim, fade)
+        self._stamp, self._step_dt, self._bundle = chunk.stamp, chunk.step_dt, chunk.bundle
         self._end = chunk.stamp + step * chunk.horizon
 
     def target(self, instant: int) -> tuple[np.ndarray, np.ndarray]:

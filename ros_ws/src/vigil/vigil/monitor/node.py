@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter, deque
 from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -45,6 +46,15 @@ from vigil.scheduling import ALARMING, ask_for_priority, step_forward
 LATE_CHECK = 0.1  # s between two looks at whether evidence is late
 
 
+@dataclass(frozen=True)
+class Judge:
+    """What judges one policy's evidence."""
+
+    detector: Detector
+    calibration: Calibration | None
+    why_uncalibrated: str  # empty: thresholds are in force
+
+
 class MonitorNode(VigilNode):
     """Publishes ``monitor/status`` for every ``policy/evidence``; serves ``monitor/reset``.
 
@@ -55,6 +65,7 @@ class MonitorNode(VigilNode):
     def __init__(self) -> None:
         super().__init__("monitor")
         self.declare_parameter("uncalibrated", False)
+        self._judges: dict[str, Judge] = {}  # by the identity of the policy
         self._detector: Detector | None = None
         self._calibration: Calibration | None = None
         self._why_uncalibrated = ""
@@ -91,32 +102,59 @@ class MonitorNode(VigilNode):
             self.destroy_timer(self._timer)
 
     def teardown(self) -> None:
+        self._judges = {}
         self._detector = None
         self._calibration = None
 
     def _load(self) -> None:
-        wanted = not self.get_parameter("uncalibrated").value and self.rig.monitor.level != "none"
+        """A detector for each task of the rig; the own task's has to be calibrated, unless asked otherwise."""
+        uncalibrated = self.get_parameter("uncalibrated").value or self.rig.monitor.level == "none"
+        self._judges = {}
+        for task in self.rig.tasks:
+            identity, judge = self._make_judge(task, uncalibrated)
+            self._judges[identity] = judge
+            if task == self.rig.task:
+                self._use(judge)
+
+    def _make_judge(self, task: str, uncalibrated: bool) -> tuple[str, Judge]:
+        """(the policy's identity, its judge) for one task."""
+        rig, identity = self.rig, task
         try:
-            bundle = bundle_of(self.rig)
-            folder = calibration_folder(bundle, self.rig.monitor.level)
+            bundle = bundle_of(rig, task)
+            identity = bundle.content_hash
+            folder = calibration_folder(bundle, rig.monitor.level)
             calibration = load_calibration(folder)
-            check_binding(calibration, binding_of(bundle, self.rig), folder)
-            check_arm(calibration, self.rig)
-            check_level(calibration, self.rig.monitor.level)
-            self._detector = load_detector(folder, calibration)
-            self._calibration = calibration
-            self._why_uncalibrated = "" if wanted else "asked to run uncalibrated"
+            check_binding(calibration, binding_of(bundle, rig), folder)
+            check_arm(calibration, rig)
+            check_level(calibration, rig.monitor.level)
+            why = "asked to run uncalibrated" if uncalibrated else ""
+            judge = Judge(load_detector(folder, calibration), calibration, why)
         except VigilError as error:
-            if wanted:
+            if not uncalibrated and task == rig.task:
                 raise
-            kinematics = Kinematics(geometry_of(self.rig))
+            kinematics = Kinematics(geometry_of(rig))
             unlimited = Channel(Spread(), window=1, threshold=np.array([np.inf]), single=np.inf)
-            self._detector = Detector([unlimited], (("spread",),), kinematics)
-            self._why_uncalibrated = str(error)
-        if self._why_uncalibrated:
-            for channel in self._detector.channels:
+            judge = Judge(Detector([unlimited], (("spread",),), kinematics), None, str(error))
+        if judge.why_uncalibrated:
+            for channel in judge.detector.channels:
                 channel.threshold, channel.single = np.array([np.inf]), np.inf
-            self.get_logger().warning(f"runs uncalibrated, raises no alarm: {self._why_uncalibrated}")
+            of_task = f" on task {task!r}" if len(rig.tasks) > 1 else ""
+            self.get_logger().warning(
+                f"runs uncalibrated{of_task}, raises no alarm: {judge.why_uncalibrated}"
+            )
+        return identity, judge
+
+    def _use(self, judge: Judge) -> None:
+        self._detector, self._calibration = judge.detector, judge.calibration
+        self._why_uncalibrated = judge.why_uncalibrated
+        self._forget()
+
+    def _follow(self, identity: str) -> None:
+        """The policy's task was switched: its evidence is judged by what was calibrated on the policy that does it."""
+        judge = self._judges.get(identity)
+        if judge is not None and judge.detector is not self._detector:
+            self.get_logger().info("the task was switched: judges by the other policy's calibration")
+            self._use(judge)
 
     # Inputs ---------------------------------------------------------------------------------------------------
 
@@ -139,6 +177,7 @@ class MonitorNode(VigilNode):
             horizon=message.horizon,
             samples=np.asarray(message.samples, np.float32),
         )
+        self._follow(evidence.bundle_hash)
         status = self._judge(evidence)
         self._publish(status, nanoseconds(message.header.stamp), time.perf_counter() - started)
         self._costs.append(time.perf_counter() - started)

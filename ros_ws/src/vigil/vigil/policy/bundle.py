@@ -70,8 +70,11 @@ class Bundle:
     def file(self, name: str) -> Path:
         return self.path / name
 
-    def check_rig(self, rig: RigConfig) -> None:
+    def check_rig(self, rig: RigConfig, task: str | None = None) -> None:
         """Refuse a rig that this policy was not made for.
+
+        Args:
+            task: the one that it is to do; None: the rig's own.
 
         Raises:
             VigilError: cameras, joints, kinematics, task or times differ; names both sides.
@@ -82,8 +85,9 @@ class Bundle:
             problems.append(f"it looks through cameras {lacking}, the rig has {cameras}")
         if others := [arm.kinematics for arm in rig.arms if arm.kinematics != spec.kinematics]:
             problems.append(f"it drives a {spec.kinematics} arm, the rig has {', '.join(others)}")
-        if spec.task != rig.task:
-            problems.append(f"it was trained for the task {spec.task!r}, the rig's is {rig.task!r}")
+        if spec.task != (task or rig.task):
+            whose = "the rig's is" if task in (None, rig.task) else "it is asked for"
+            problems.append(f"it was trained for the task {spec.task!r}, {whose} {task or rig.task!r}")
         columns = list(rig.columns)
         if sorted(spec.action_names) != sorted(columns):
             problems.append(f"it commands {list(spec.action_names)}, the rig has {columns}")
@@ -93,6 +97,12 @@ class Bundle:
             problems.append(
                 f"its chunks last {spec.horizon * spec.step_dt:g} s, not longer than the rig's policy period "
                 f"of {rig.policy.period:g} s"
+            )
+        sampler = self.sampler
+        if sampler.emitted is not None and abs(sampler.emitted * spec.step_dt - rig.policy.period) > 1e-6:
+            problems.append(
+                f"its sampler {self.sampler_name} makes {sampler.emitted} steps of {spec.step_dt:g} s final with every tick: "
+                f"set policy.period to {sampler.emitted * spec.step_dt:g}, it is {rig.policy.period:g}"
             )
         if problems:
             raise VigilError(
@@ -130,9 +140,9 @@ def load_bundle(path: str | Path, sampler: str | None = None) -> Bundle:
     return Bundle(path, spec, sampler)
 
 
-def bundle_of(rig: RigConfig) -> Bundle:
-    """The bundle and sampler that a rig names; raises as `load_bundle` does."""
-    return load_bundle(rig.bundle_path(), rig.policy.sampler)
+def bundle_of(rig: RigConfig, task: str | None = None) -> Bundle:
+    """The bundle and sampler that a rig names for a task (None: its own); raises as `load_bundle` does."""
+    return load_bundle(rig.bundle_path(task), rig.policy.sampler)
 
 
 def file_hash(path: Path) -> str:

@@ -1,29 +1,28 @@
 """The policy node: joins camera frames and joint states, samples K chunks, publishes one and the evidence for it.
 
-Callbacks only store the newest inputs; resizing and inference run in a worker thread. The chunk goes out as soon as it is
-chosen among the first few samples; the evidence, with all K, follows: whoever answers to it may rely on the chunk being on
-its way.
+Callbacks only store the newest inputs; resizing and inference run in a worker thread (see `vigil.policy.ticker` for what a tick
+is). The chunk goes out as soon as it is chosen among the first few samples; the evidence, with all K, follows: whoever answers
+to it may rely on the chunk being on its way.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from array import array
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 
 import cv2
-import numpy as np
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.task import Future
-from sensor_msgs.msg import Image, JointState
+from sensor_msgs.msg import JointState
 from vigil_msgs.msg import ActionChunk, ControlState, PolicyEvidence
 from vigil_msgs.srv import LoadPolicy, SwitchTask
 
+from vigil.arm.tracking import LOOKAHEAD
+from vigil.camera.calibration import load_calibration
 from vigil.errors import VigilError
-from vigil.inbox.node import Inbox
 from vigil.joints import joint_sources
 from vigil.node import (
     COMMAND,
@@ -37,14 +36,15 @@ from vigil.node import (
     VigilNode,
     nanoseconds,
     spin_node,
-    to_stamp,
 )
-from vigil.policy.bundle import Bundle, load_bundle
-from vigil.policy.chunks import select
-from vigil.policy.observation import Observation, ObservationBuffer, Rejected, frame_view, prepare_image
+from vigil.policy.bundle import load_bundle
+from vigil.policy.contact import Contact
+from vigil.policy.intake.node import Intake, reads
+from vigil.policy.observation import Observation
+from vigil.policy.outlet.node import Overlay, chunk_message, evidence_message
 from vigil.policy.runtime import PolicyRuntime
-from vigil.policy.schedule import Schedule
 from vigil.policy.telemetry import Troubles, Window
+from vigil.policy.ticker import Late, Overtaken, Ticker
 from vigil.rig import resolve
 from vigil.scheduling import step_forward
 
@@ -54,13 +54,11 @@ class Job:
     """One tick's work."""
 
     observation: Observation
-    runtime: PolicyRuntime
     complete_at: float  # [s] monotonic: when the set was complete
 
 
-JOINTS_LATE = 0.003  # [s] after which a joint state that images were faster than is looked for again
 DRIVING = (ControlState.POLICY, ControlState.BLENDED)  # the policy moves the arm, by itself or corrected
-LATEST = 0.5  # share of a chunk's horizon that may be over when it is published
+LOOK = 0.02  # [s] between two looks at whether a contact has ended
 
 
 class PolicyNode(VigilNode):
@@ -68,22 +66,21 @@ class PolicyNode(VigilNode):
 
     def __init__(self) -> None:
         super().__init__("policy")
-        self._runtime: PolicyRuntime | None = None
-        self._buffer: ObservationBuffer | None = None
-        self._joints_awaited = False
-        self._images = Inbox(self)
+        self._tickers: dict[str, Ticker] = {}  # by task
+        self._task = ""
+        self._ticker: Ticker | None = None
+        self._intake: Intake | None = None
+        self._next: Intake | None = None  # of the policy that is about to be switched to
+        self._contact: Contact | None = None
         self._worker: threading.Thread | None = None
+        self._ticking = threading.Lock()  # held by the worker from the first to the last act of a tick
         self._wake = threading.Condition()  # guards what follows
         self._job: Job | None = None
         self._stopping = False
-        self._not_before = 0  # [ns] observations older than the last transition to POLICY make no chunk
-        self._schedule = Schedule(0, 0)
-        self._tick = 0
+        self._ticks = 0
         self._authority = ControlState.HOLD
         self._transitions_seen: int | None = None
-        self._rng = np.random.default_rng()
         self._latency, self._inference, self._skew = Window(), Window(), Window()
-        self._ages: dict[str, Window] = {}
         self._troubles = Troubles()
         self._ticked_at = 0.0  # [s] monotonic
 
@@ -91,27 +88,30 @@ class PolicyNode(VigilNode):
 
     def setup(self) -> None:
         cv2.setNumThreads(1)  # a frame takes under a millisecond: a second thread only takes the other core
-        self._runtime = self._open_bundle(self.rig.policy.bundle)
+        rig = self.rig
+        self._tickers = {task: self._open(str(rig.bundle_path(task)), task) for task in rig.tasks}
+        self._task, self._ticker = rig.task, self._tickers[rig.task]
+        self._contact = Contact(rig.gripper_columns, rig.policy.contact_margin)
         self._chunks = self.advertise(ActionChunk, "policy/chunk", COMMAND)
         self._evidence = self.advertise(PolicyEvidence, "policy/evidence", EVIDENCE)
-        # A group of its own: while its coroutine waits, every other callback goes on.
+        self._overlay = Overlay(self, rig)
+        # A group of its own: while a coroutine waits, every other callback goes on.
         alone = MutuallyExclusiveCallbackGroup()
         self.serve(LoadPolicy, "policy/load", self._on_load, callback_group=alone)
-        self.serve(SwitchTask, "policy/switch_task", self._on_switch_task)
+        self.serve(SwitchTask, "policy/switch_task", self._on_switch_task, callback_group=alone)
         # Who has control is read with the images that are due; so are the joints, but in lock step, where every input is waited for.
         self.inbox.listen(ControlState, "arm/state", self._on_control_state, LATCHED)
         listen = self.listen if self.lockstep else self.inbox.listen
-        for number, source in enumerate(joint_sources(self.rig)):
+        for number, source in enumerate(joint_sources(rig)):
             listen(JointState, source.topic, partial(self._on_joints, number), SENSOR)
-        self._connect_inputs()
+        self._intake = self._connect(self._ticker)
 
     def start(self) -> None:
+        self._intake.restart()
+        self._ticker.seed()
         with self._wake:
-            self._buffer.clear()
-            self._rng = np.random.default_rng(self.rig.policy.seed)
             self._job, self._stopping = None, False
-            self._schedule.restart()
-            self._tick = 0
+            self._ticks = 0
         self._ticked_at = time.monotonic()
         # The arm waits for chunks, and inference must not hold up the threads that receive images.
         step_forward(all_threads=True)
@@ -127,107 +127,77 @@ class PolicyNode(VigilNode):
             self._worker = None
 
     def teardown(self) -> None:
-        self._images.close()
-        self._runtime = None
+        if self._intake is not None:
+            self._intake.close()
+        self._intake = self._ticker = None
+        self._tickers = {}
 
-    def _open_bundle(self, path: str) -> PolicyRuntime:
-        bundle = load_bundle(resolve(path), self.rig.policy.sampler)
-        bundle.check_rig(self.rig)
-        runtime = PolicyRuntime(bundle, threads=self.rig.policy.threads)
-        seconds = runtime.warm_up(self.rig.policy.samples)
-        if seconds > self.rig.policy.period:
+    def _open(self, path: str, task: str) -> Ticker:
+        """Verify and warm up a bundle for a task; VigilError if it cannot do it on this rig."""
+        rig, settings = self.rig, self.rig.policy
+        bundle = load_bundle(resolve(path), settings.sampler)
+        bundle.check_rig(rig, task)
+        for name in bundle.spec.cameras:
+            load_calibration(rig.calibration_path(rig.camera(name)), rig.camera(name))
+        runtime = PolicyRuntime(bundle, threads=settings.threads, provider=settings.provider)
+        lead = LOOKAHEAD + 1.0 / rig.control_rate
+        ticker = Ticker(runtime, settings, lead, rig.sim.latency if self.lockstep else None)
+        seconds = runtime.warm_up(settings.samples)
+        if seconds > settings.period:
             self.get_logger().warning(
                 f"bundle {bundle.name}: one inference takes {seconds * 1e3:.0f} ms, longer than the policy period of "
-                f"{self.rig.policy.period * 1e3:.0f} ms: lower policy.samples in the rig file"
+                f"{settings.period * 1e3:.0f} ms: lower policy.samples in the rig file"
             )
         reasons = f" (not used: {runtime.providers.reasons})" if runtime.providers.reasons else ""
         self.get_logger().info(
-            f"bundle {bundle.name} on {runtime.providers.name}{reasons}; K = {self.rig.policy.samples}: {seconds * 1e3:.1f} ms"
+            f"bundle {bundle.name} on {runtime.providers.name}{reasons}; K = {settings.samples}: {seconds * 1e3:.1f} ms"
         )
-        return runtime
+        return ticker
 
-    def _connect_inputs(self) -> None:
-        """Subscribe to what the bundle in use reads, and to nothing else: every image costs time."""
-        spec = self._runtime.bundle.spec
-        shapes = {name: (self.rig.camera(name).height, self.rig.camera(name).width) for name in spec.cameras}
-        rates = [self.rig.camera(name).rate for name in spec.cameras]
-        # In lock step the cameras run at the policy's rate: every new set is a tick.
-        period = 0.0 if self.lockstep else self.rig.policy.period
-        self._schedule = Schedule(round(period * 1e9), round(0.5e9 / min(rates)))
-        self._buffer = ObservationBuffer(
-            shapes, spec.state_names, joint_sources(self.rig), self.rig.policy.max_skew
-        )
-        self._joints_awaited = False
-        self._ages = {name: Window() for name in spec.cameras}
-        for name in spec.cameras:
-            self._images.listen(Image, f"{name}/color/image_raw", partial(self._on_image, name), SENSOR)
-        self._images.attend(self._patience, self._on_joints_late)
+    def _connect(self, ticker: Ticker) -> Intake:
+        return Intake(self, ticker.runtime.bundle.spec, self._on_due, self._refuse)
 
     # Inputs ---------------------------------------------------------------------------------------------------
 
-    def _on_image(self, camera: str, message: Image) -> None:
-        if not self.active:
-            return
-        stamp = nanoseconds(message.header.stamp)
-        self._ages[camera].add((self.now() - stamp) / 1e9)
-        try:
-            rgb = frame_view(message.encoding, message.height, message.width, message.step, message.data)
-            with self._wake:
-                self._buffer.add_frame(camera, stamp, rgb)
-                due = self._schedule.expects(stamp)
-        except Rejected as error:
-            self._refuse(f"image {camera}", str(error))
-            return
-        if due:  # most images are not: the cameras are faster than the policy
-            self.inbox.fetch()
-            with self._wake:
-                self._queue_if_due()
-                self._joints_awaited = self._buffer.awaits_joints
-
     def _on_joints(self, source: int, message: JointState) -> None:
-        if not self.active:
-            return
-        try:
-            with self._wake:
-                stamp = nanoseconds(message.header.stamp)
-                self._buffer.add_joints(stamp, message.name, message.position, source)
-                if self.lockstep:
-                    self._queue_if_due()
-        except Rejected as error:
-            self._refuse("joint state", str(error))
+        if self.active:
+            for intake in (self._intake, self._next):
+                if intake is not None:
+                    intake.add_joints(source, message)
 
-    def _patience(self) -> float | None:
-        return JOINTS_LATE if self._joints_awaited else None
-
-    def _on_joints_late(self) -> None:
-        """Once after a set of images that was faster than the joint state of its instant."""
-        self._joints_awaited = False
-        self.inbox.fetch()
+    def _on_due(self, intake: Intake, observation: Observation) -> None:
+        """Hand an observation to the worker; of two that wait the newer one counts."""
         with self._wake:
-            self._queue_if_due()
+            if not self.active or intake is not self._intake:
+                return
+            if self._job is not None:
+                why = "replaced by a newer one: inference is slower than the policy period"
+                self._refuse("waiting observation", why)
+            self._job = Job(observation, time.monotonic())
+            self._wake.notify()
 
     def _on_control_state(self, message: ControlState) -> None:
+        stamp, driving = nanoseconds(message.header.stamp), message.authority in DRIVING
+        self._contact.update(stamp, message.names, message.commanded, message.measured)
+        if self.rig.policy.command_lead == "measured":
+            robot = max(message.command_latency, 0.0)
+        else:
+            robot = self.rig.policy.command_lead
+        self._ticker.lead = LOOKAHEAD + 1.0 / self.rig.control_rate + robot
         with self._wake:
-            began = (
-                message.transition != self._transitions_seen
-                and message.authority in DRIVING
-                and self._authority not in DRIVING
-            )
+            known, was_driving = self._transitions_seen, self._authority in DRIVING
             self._authority, self._transitions_seen = message.authority, message.transition
-            if began:
-                self._not_before = nanoseconds(message.transition_stamp)
+        # Only the newest state is read: of two transitions since the last one the first is not known.
+        crossed = driving != was_driving or (known is not None and abs(message.transition - known) > 1)
+        if message.transition != known and crossed:
+            instant = nanoseconds(message.transition_stamp)
+            self._ticker.restart(instant)
+            if driving:
+                self._intake.begin(instant)
 
-    def _queue_if_due(self) -> None:
-        """Hand the newest complete set to the worker if a period has passed. The lock is held."""
-        observation = self._buffer.newest()
-        if observation is None or not self._schedule.due(observation.stamp):
-            return
-        if self._job is not None:
-            self._refuse(
-                "waiting observation", "replaced by a newer one: inference is slower than the policy period"
-            )
-        self._job = Job(observation, self._runtime, time.monotonic())
-        self._wake.notify()
+    @property
+    def _driving(self) -> bool:
+        return self._authority in DRIVING
 
     def _refuse(self, kind: str, reason: str) -> None:
         if self._troubles.add(kind, reason):
@@ -241,72 +211,38 @@ class PolicyNode(VigilNode):
                 self._wake.wait_for(lambda: self._job is not None or self._stopping)
                 if self._stopping:
                     return
-                job, self._job = self._job, None
+            with self._ticking:
+                with self._wake:
+                    job, self._job = self._job, None
+                if job is not None:  # else it was taken back
+                    self._do(job)
+
+    def _do(self, job: Job) -> None:
+        while True:
             try:
-                self._infer(job)
+                return self._infer(job, self._ticker)
+            except Overtaken:
+                continue
+            except Late as error:
+                return self._refuse("chunk", str(error))
             except VigilError as error:
-                self._refuse("inference", str(error))
+                return self._refuse("inference", str(error))
 
-    def _infer(self, job: Job) -> None:
-        spec, observation = job.runtime.bundle.spec, job.observation
-        images = {name: prepare_image(rgb, spec.image_shape) for name, rgb in observation.images.items()}
-        settings, runtime, started = self.rig.policy, job.runtime, time.perf_counter()
-        encoded = runtime.encode(images, observation.state)
-        # The arm waits for one chunk, the monitor for all of them: the one is chosen among the first few.
-        samples = runtime.draw(encoded, min(settings.candidates, settings.samples), self._rng)
-        chosen = select(samples, spec.action_std, settings.selection)
-        age = (self.now() - observation.stamp) / 1e9
-        with self._wake:
-            if runtime is not self._runtime:
-                return self._refuse("chunk", "its bundle was replaced while it was computed")
-            if observation.stamp < self._not_before:
-                return self._refuse("chunk", "observed before the policy was given control")
-            if age > LATEST * spec.horizon * spec.step_dt:
-                return self._refuse("chunk", f"{age * 1e3:.0f} ms old when it was done: half of it is over")
-            tick, self._tick = self._tick, self._tick + 1
-        self._publish_chunk(job, samples[chosen], tick)
-        self._skew.add(observation.skew / 1e9)
-        self._latency.add(time.monotonic() - job.complete_at)
+    def _infer(self, job: Job, ticker: Ticker) -> None:
+        started = time.perf_counter()
+        tick = ticker.begin(job.observation, driving=self._driving)
+        ticker.sent(tick, (self.now() - tick.stamp) / 1e9)
+        number, self._ticks = self._ticks, self._ticks + 1
+        spec = ticker.runtime.bundle.spec
+        taken = time.monotonic() - job.complete_at
+        self._chunks.publish(chunk_message(spec, tick, number, taken))
+        self._skew.add(job.observation.skew / 1e9)
+        self._latency.add(taken)
         self._ticked_at = time.monotonic()
-        if len(samples) < settings.samples:
-            others = runtime.draw(encoded, settings.samples - len(samples), self._rng, first=False)
-            samples = np.concatenate([samples, others])
+        samples = ticker.finish(tick)
         self._inference.add(time.perf_counter() - started)
-        self._publish_evidence(job, encoded.embedding, samples, chosen, tick)
-
-    def _publish_chunk(self, job: Job, positions: np.ndarray, tick: int) -> None:
-        spec = job.runtime.bundle.spec
-        chunk = ActionChunk(
-            tick=tick,
-            bundle=spec.name,
-            names=list(spec.action_names),
-            step_dt=spec.step_dt,
-            horizon=spec.horizon,
-            positions=array("d", positions.astype(np.float64).tobytes()),
-        )
-        chunk.header.stamp = to_stamp(job.observation.stamp)
-        chunk.inference_time = time.monotonic() - job.complete_at
-        self._chunks.publish(chunk)
-
-    def _publish_evidence(
-        self, job: Job, embedding: np.ndarray, samples: np.ndarray, chosen: int, tick: int
-    ) -> None:
-        bundle, spec = job.runtime.bundle, job.runtime.bundle.spec
-        evidence = PolicyEvidence(
-            tick=tick,
-            bundle_hash=bundle.content_hash,
-            sampler=bundle.sampler_name,
-            sampler_steps=bundle.sampler.steps,
-            names=list(spec.action_names),
-            step_dt=spec.step_dt,
-            embedding=array("f", embedding.tobytes()),
-            k=len(samples),
-            horizon=spec.horizon,
-            samples=array("f", samples.tobytes()),
-            chosen=chosen,
-        )
-        evidence.header.stamp = to_stamp(job.observation.stamp)
-        self._evidence.publish(evidence)
+        self._evidence.publish(evidence_message(ticker.runtime.bundle, tick, number, samples))
+        self._overlay.publish(spec, job.observation, tick, samples)
 
     # Services -------------------------------------------------------------------------------------------------
 
@@ -316,25 +252,95 @@ class PolicyNode(VigilNode):
         """Swap the bundle; on any failure the running one stays. It is verified in a thread of its own."""
         try:
             self._refuse_while_in_control("load another policy")
-            runtime = await self._in_thread(lambda: self._open_bundle(request.path))
+            ticker = await self._in_thread(lambda: self._open(request.path, self._task))
             self._refuse_while_in_control("load another policy")
-            if self._runtime is None:
+            if self._ticker is None:
                 raise VigilError("the policy node was shut down while the bundle was loaded: start it again")
-            self._swap(runtime)
+            self._swap(self._task, ticker)
         except VigilError as error:
             response.success, response.message = False, str(error)
             self.get_logger().error(f"policy/load: {error}")
         else:
+            bundle = ticker.runtime.bundle
             response.success = True
-            response.message = f"bundle {runtime.bundle.name} ({runtime.bundle.content_hash[:12]}) is in use"
+            response.message = f"bundle {bundle.name} ({bundle.content_hash[:12]}) is in use"
         return response
+
+    async def _on_switch_task(
+        self, request: SwitchTask.Request, response: SwitchTask.Response
+    ) -> SwitchTask.Response:
+        """Another task of the rig file: at once in free motion, at the end of a contact else; or not at all."""
+        task = request.task
+        try:
+            self.rig.bundle_path(task)
+            if not self.active:
+                raise VigilError("the policy node is not active")
+            if task != self._task:
+                await self._in_thread(lambda: self._switch(task))
+        except VigilError as error:
+            response.success = False
+            response.message = f"the task stays {self._task!r}: {error}"
+            self.get_logger().warning(f"policy/switch_task: {response.message}")
+        else:
+            response.success = True
+            response.message = (
+                f"task {task!r} is set, done by bundle {self._tickers[task].runtime.bundle.name}"
+            )
+            self.get_logger().info(response.message)
+        return response
+
+    def _switch(self, task: str) -> None:
+        """Wait for the moment, then switch. While this waits the old policy goes on."""
+        ticker = self._tickers[task]
+        self._next = None if self._shares_intake(ticker) else self._connect(ticker)
+        try:
+            until = time.monotonic() + self.rig.policy.switch_timeout
+            while obstacle := self._obstacle():
+                if time.monotonic() > until or not self.active:
+                    raise VigilError(
+                        f"{obstacle}; this did not end within policy.switch_timeout of "
+                        f"{self.rig.policy.switch_timeout:g} s: let go of what is held, or call arm/hold first"
+                    )
+                time.sleep(LOOK)
+            self._swap(task, ticker)
+        finally:
+            if self._next is not None:
+                self._next.close()
+                self._next = None
+
+    def _obstacle(self) -> str:
+        """What keeps the task from being switched now, in words; empty if nothing does."""
+        self.inbox.fetch()
+        if not self._driving:
+            return ""
+        contact = self._contact.ongoing(self.now())
+        if contact:
+            return f"the arm is in contact: {contact}"
+        missing = self._next.missing() if self._next is not None else ""
+        return f"the other policy sees nothing yet: {missing}" if missing else ""
+
+    def _shares_intake(self, ticker: Ticker) -> bool:
+        return self._intake.reads == reads(ticker.runtime.bundle.spec)
+
+    def _swap(self, task: str, ticker: Ticker) -> None:
+        """Between two ticks: what is carried from tick to tick is left behind."""
+        fresh = None if self._shares_intake(ticker) else self._next or self._connect(ticker)
+        with self._ticking, self._wake:
+            ticker.lead = self._ticker.lead
+            self._task, self._ticker, self._tickers[task] = task, ticker, ticker
+            ticker.seed()
+            if fresh is not None:
+                left, self._intake, self._next, self._job = self._intake, fresh, None, None
+        if fresh is not None:
+            left.close()
+            fresh.hasten()
 
     def _refuse_while_in_control(self, what: str) -> None:
         self.inbox.fetch()
-        if self._authority in DRIVING:
+        if self._driving:
             raise VigilError(f"the policy moves the arm: call arm/hold first, then {what}")
 
-    def _in_thread(self, work: Callable[[], PolicyRuntime]) -> Future:
+    def _in_thread(self, work: Callable[[], object]) -> Future:
         executor = self.executor
         future = Future(executor=executor)
 
@@ -348,39 +354,21 @@ class PolicyNode(VigilNode):
         threading.Thread(target=run, name="load", daemon=True).start()
         return future
 
-    def _swap(self, runtime: PolicyRuntime) -> None:
-        self._images.close()
-        with self._wake:
-            self._runtime, self._job = runtime, None
-            self._connect_inputs()
-
-    def _on_switch_task(
-        self, request: SwitchTask.Request, response: SwitchTask.Response
-    ) -> SwitchTask.Response:
-        bundle: Bundle = self._runtime.bundle
-        response.success = request.task == bundle.spec.task
-        response.message = (
-            f"task {request.task!r} is set"
-            if response.success
-            else f"bundle {bundle.name} knows one task, {bundle.spec.task!r}, not {request.task!r}: "
-            "load a bundle trained for it with policy/load"
-        )
-        return response
-
     # Diagnostics ----------------------------------------------------------------------------------------------
 
     def diagnose(self) -> Iterable[Health]:
         self.inbox.fetch()
-        with self._wake:
-            missing = self._buffer.missing()
+        ticker, intake = self._ticker, self._intake
+        runtime, missing = ticker.runtime, intake.missing()
         fresh = self._troubles.take_fresh()
         silent = time.monotonic() - self._ticked_at
         stalled = not self.lockstep and silent > max(2 * self.rig.policy.period, 0.5)
-        runtime = self._runtime
         inputs = {key: why for key, why in fresh.items() if key.startswith(("image", "joint"))}
         results = {key: why for key, why in fresh.items() if key not in inputs}
 
-        ages = {k: v for name, window in self._ages.items() for k, v in window.summary(f"{name}_age").items()}
+        ages = {
+            k: v for name, window in intake.ages.items() for k, v in window.summary(f"{name}_age").items()
+        }
         problem = "; ".join([*inputs.values(), *([missing] if missing else [])])
         yield Health(
             "observation",
@@ -394,16 +382,19 @@ class PolicyNode(VigilNode):
             ERROR if stalled else WARN if problem else OK,
             problem or "ok",
             {
+                "task": self._task,
                 "bundle": runtime.bundle.name,
                 "bundle_hash": runtime.bundle.content_hash,
                 "provider": runtime.providers.name,
                 "providers_not_used": runtime.providers.reasons or "none",
                 "sampler": f"{runtime.bundle.sampler_name} {runtime.sampler.steps}",
                 "samples": self.rig.policy.samples,
-                "ticks": self._tick,
+                "ticks": self._ticks,
+                "delay_ms": f"{ticker.delay * 1e3:.1f}",
                 **self._latency.summary("observation_to_chunk"),
                 **self._inference.summary("inference"),
                 **{f"not_used_{kind.replace(' ', '_')}": n for kind, n in self._troubles.counts().items()},
+                **self._overlay.refused,
             },
         )
 

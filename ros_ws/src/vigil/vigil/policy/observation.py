@@ -19,8 +19,11 @@ from vigil.joints import BadJointState, JointSource
 
 Stamped = tuple[int, np.ndarray]  # acquisition time [ns], data
 
-FRAME_HISTORY = 4  # frames kept per camera: enough to pair cameras that run out of phase or one frame late
-JOINT_HISTORY = 256  # joint states kept: a quarter of a second at 1 kHz
+LEAST_KEPT = 4  # inputs kept per source: enough to pair cameras that run out of phase or one frame late
+FRAMES_KEPT, JOINTS_KEPT = (
+    100_000_000,
+    500_000_000,
+)  # [ns] for which more are kept, beyond the policy's history
 
 
 class Rejected(VigilError):
@@ -69,12 +72,23 @@ def frame_view(encoding: str, height: int, width: int, step: int, data: array | 
 
 @dataclass(frozen=True)
 class Observation:
-    """One synchronised set. ``images`` are the full camera frames (uint8 [H, W, 3]), not yet prepared."""
+    """One synchronised set, or n of them for a policy that reads a history, the newest last.
+
+    ``images`` are the full camera frames, n of uint8 [H, W, 3] each, not yet prepared.
+    """
 
     stamp: int  # [ns] newest input of the set: what a chunk made of it is stamped with
-    skew: int  # [ns] newest minus oldest input
-    images: Mapping[str, np.ndarray]
-    state: np.ndarray  # [N] float32, columns as the buffer was told: rad, m
+    skew: int  # [ns] newest minus oldest input of the newest set
+    images: Mapping[str, tuple[np.ndarray, ...]]
+    state: np.ndarray  # [N] float32, of a history [n, N]; columns as the buffer was told: rad, m
+
+    def prepared(self, size: int | tuple[int, int]) -> dict[str, np.ndarray]:
+        """Each camera's picture as the encoder takes it: uint8 [h, w, 3], of a history [n, h, w, 3] (see `prepare_image`)."""
+        pictures = {
+            name: [prepare_image(frame, size) for frame in frames] for name, frames in self.images.items()
+        }
+        plain = self.state.ndim == 1
+        return {name: found[0] if plain else np.stack(found) for name, found in pictures.items()}
 
 
 class ObservationBuffer:
@@ -83,6 +97,9 @@ class ObservationBuffer:
     The set's reference is the newest time at which every camera has delivered; of each camera the frame nearest to
     it is taken, and the joint state nearest to it. So cameras that expose together are always paired frame by
     frame, whatever the order of arrival, and a joint state that is still on its way is waited for.
+
+    A policy that reads n observations gets the sets nearest to reference - i * dt, i < n. Before there were any, the first one
+    is repeated, as in the first steps of an episode of LeRobot's data sets.
     """
 
     def __init__(
@@ -91,28 +108,37 @@ class ObservationBuffer:
         columns: Sequence[str],
         sources: Sequence[JointSource],
         max_skew: float,
+        steps: int = 1,
+        dt: float = 0.0,
     ) -> None:
         """
         Args:
             cameras: (height, width) by name.
             columns: N of the rig's columns in the policy's order.
             sources: where they are told.
-            max_skew: largest difference of stamps within one set [s].
+            max_skew: largest difference of stamps within one set, and of a set of the past from its due time [s].
+            steps, dt: n observations, ``dt`` [s] apart.
         """
         self._shapes = {name: (height, width, 3) for name, (height, width) in cameras.items()}
         self._sources = tuple(sources)
         told = [name for source in sources for name in source.columns]
         self._index = [told.index(name) for name in columns]
         self._max_skew = round(max_skew * 1e9)
+        self._steps, self._dt = steps, round(dt * 1e9)
         self._frames: dict[str, deque[Stamped]] = {}
-        self._joints: list[deque[Stamped]] = [deque(maxlen=JOINT_HISTORY) for _ in self._sources]
+        self._joints: list[deque[Stamped]] = [deque() for _ in self._sources]
+        self._since = 0
         self.clear()
 
     def clear(self) -> None:
         """Forget every input."""
-        self._frames = {name: deque(maxlen=FRAME_HISTORY) for name in self._shapes}
+        self._frames = {name: deque() for name in self._shapes}
         for history in self._joints:
             history.clear()
+
+    def begin(self, instant: int) -> None:
+        """An episode begins at ``instant`` [ns]: what is older is nobody's history."""
+        self._since = instant
 
     def add_frame(self, camera: str, stamp: int, rgb: np.ndarray) -> None:
         """Store a frame: uint8 [H, W, 3], ``stamp`` in ns. The array is kept, not copied.
@@ -127,10 +153,7 @@ class ObservationBuffer:
                 f"camera {camera}: a frame of {rgb.dtype} {list(rgb.shape)}, the rig says uint8 "
                 f"{list(self._shapes[camera])}: correct the camera's width and height in the rig file"
             )
-        frames = self._frames[camera]
-        if frames and stamp < frames[-1][0]:
-            frames.clear()  # the source began anew (a simulation reset, a replayed file): old frames are not its past
-        frames.append((stamp, rgb))
+        self._add(self._frames[camera], stamp, rgb, FRAMES_KEPT)
 
     def add_joints(
         self, stamp: int, names: Sequence[str], positions: Sequence[float], source: int = 0
@@ -144,10 +167,15 @@ class ObservationBuffer:
             state = self._sources[source].read(names, positions)
         except BadJointState as error:
             raise Rejected(str(error)) from None
-        history = self._joints[source]
+        self._add(self._joints[source], stamp, state, JOINTS_KEPT)
+
+    def _add(self, history: deque[Stamped], stamp: int, data: np.ndarray, kept: int) -> None:
         if history and stamp < history[-1][0]:
-            history.clear()
-        history.append((stamp, state))
+            history.clear()  # the source began anew (a simulation reset, a replayed file): what it said is not its past
+        history.append((stamp, data))
+        oldest = stamp - (self._steps - 1) * self._dt - kept
+        while len(history) > LEAST_KEPT and history[0][0] < oldest:
+            history.popleft()
 
     def newest(self) -> Observation | None:
         """The newest complete set, or None while one is not complete (`missing` says why)."""
@@ -155,12 +183,14 @@ class ObservationBuffer:
         if isinstance(chosen, str):
             return None
         frames, joints, skew = chosen
-        state = np.concatenate([values for _, values in joints])
+        newest = (*(taken[-1] for taken in frames.values()), *(taken[-1] for taken in joints))
+        states = np.concatenate([np.array([values for _, values in taken]) for taken in joints], axis=1)
+        states = states[:, self._index].astype(np.float32)
         return Observation(
-            stamp=max(stamp for stamp, _ in (*frames.values(), *joints)),
+            stamp=max(stamp for stamp, _ in newest),
             skew=skew,
-            images={name: rgb for name, (_, rgb) in frames.items()},
-            state=state[self._index].astype(np.float32),
+            images={name: tuple(rgb for _, rgb in taken) for name, taken in frames.items()},
+            state=states[0] if self._steps == 1 else states,
         )
 
     @property
@@ -176,8 +206,8 @@ class ObservationBuffer:
         chosen = self._choose()
         return chosen if isinstance(chosen, str) else ""
 
-    def _choose(self) -> str | tuple[dict[str, Stamped], list[Stamped], int]:
-        """Frames by camera, joint state of each source and skew [ns]; or why there is no set."""
+    def _choose(self) -> str | tuple[dict[str, list[Stamped]], list[list[Stamped]], int]:
+        """Of each camera and each source of joints the n taken, the newest last, and the skew [ns]; or why there is no set."""
         silent = [name for name, frames in self._frames.items() if not frames]
         if silent:
             return f"no frame of camera {', '.join(silent)}"
@@ -187,12 +217,12 @@ class ObservationBuffer:
         behind = reference - min(history[-1][0] for history in self._joints)
         if behind > 0:
             return f"the newest joint state is {behind / 1e6:.0f} ms older than the frames"
-        frames = {name: _nearest(frames, reference) for name, frames in self._frames.items()}
-        joints = [_nearest(history, reference) for history in self._joints]
-        stamps = {
-            **{f"camera {name}": stamp for name, (stamp, _) in frames.items()},
-            **{source.topic: stamp for source, (stamp, _) in zip(self._sources, joints, strict=True)},
+        histories = {
+            **{f"camera {name}": history for name, history in self._frames.items()},
+            **{s.topic: history for s, history in zip(self._sources, self._joints, strict=True)},
         }
+        taken = {source: [_nearest(history, reference)] for source, history in histories.items()}
+        stamps = {source: found[0][0] for source, found in taken.items()}
         oldest, newest = min(stamps, key=stamps.__getitem__), max(stamps, key=stamps.__getitem__)
         skew = stamps[newest] - stamps[oldest]
         if skew > self._max_skew:
@@ -200,7 +230,25 @@ class ObservationBuffer:
                 f"{oldest} is {skew / 1e6:.0f} ms older than {newest}, more than max_skew of "
                 f"{self._max_skew / 1e6:.0f} ms"
             )
-        return frames, joints, skew
+        for source, history in histories.items():
+            for i in range(1, self._steps):
+                found = self._past(history, reference - i * self._dt)
+                if isinstance(found, str):
+                    return f"{source}: {found} observation {i} before the newest"
+                taken[source].insert(0, found)
+        frames = {name: taken[f"camera {name}"] for name in self._frames}
+        return frames, [taken[source.topic] for source in self._sources], skew
+
+    def _past(self, history: deque[Stamped], due: int) -> Stamped | str:
+        """What lies nearest to ``due`` [ns], or the first there is since the episode began; or why there is none."""
+        first = next((item for item in history if item[0] >= self._since), history[-1])
+        if due <= first[0]:
+            return first
+        found = _nearest(history, due)
+        off = abs(found[0] - due)
+        if off > self._max_skew:
+            return f"a hole in its history, {off / 1e6:.0f} ms (max_skew {self._max_skew / 1e6:.0f} ms) from the due time of"
+        return found if found[0] >= self._since else first
 
     def _reference(self) -> int:
         return min(frames[-1][0] for frames in self._frames.values())

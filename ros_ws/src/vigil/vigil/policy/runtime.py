@@ -71,7 +71,7 @@ class Known:
 class PolicyRuntime:
     """The sessions of one bundle and one of its samplers. One thread at a time may use it."""
 
-    def __init__(self, bundle: Bundle, *, threads: int = 1) -> None:
+    def __init__(self, bundle: Bundle, *, threads: int = 1, provider: str = "auto") -> None:
         """Open the sessions and warm them up.
 
         Args:

@@ -32,3 +32,27 @@ class Schedule:
         self._next = (stamp if gap else self._next) + self._period
         self._last = stamp
         return True
+
+
+class Aligned:
+    """Due times in lock step: each multiple of the period, once. Simulated time waits there for the policy, and nowhere else."""
+
+    def __init__(self, period: int) -> None:
+        """``period`` [ns]."""
+        self._period = period
+        self.restart()
+
+    def restart(self) -> None:
+        """The next multiple is due, whatever it is."""
+        self._last: int | None = None
+
+    def expects(self, stamp: int) -> bool:
+        """Whether a tick may start at a stamp [ns]; changes nothing."""
+        return stamp != self._last and stamp % self._period == 0
+
+    def due(self, stamp: int) -> bool:
+        """True, once, for a stamp [ns] that starts a tick."""
+        if not self.expects(stamp):
+            return False
+        self._last = stamp
+        return True

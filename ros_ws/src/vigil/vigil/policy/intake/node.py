@@ -1,0 +1,141 @@
+"""What one bundle reads: its cameras' images and the joint states, joined to observations at the policy's rate."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from sensor_msgs.msg import Image, JointState
+
+from vigil.inbox.node import Inbox
+from vigil.joints import joint_sources
+from vigil.node import SENSOR, VigilNode, nanoseconds
+from vigil.policy.observation import Observation, ObservationBuffer, Rejected, frame_view
+from vigil.policy.schedule import Aligned, Schedule
+from vigil.policy.spec import BundleSpec
+from vigil.policy.telemetry import Window
+
+JOINTS_LATE = 0.003  # [s] after which a joint state that images were faster than is looked for again
+
+
+class Intake:
+    """Subscribes to the images that a bundle reads, and to nothing else: every image costs time.
+
+    Args:
+        node: its ``inbox`` is asked when a set may be complete, and has to hand over the joint states that came (`add_joints`).
+        on_due: called with an observation when a period has passed.
+        on_refused: called with what was not used, and why.
+    """
+
+    def __init__(
+        self,
+        node: VigilNode,
+        spec: BundleSpec,
+        on_due: Callable[[Intake, Observation], None],
+        on_refused: Callable[[str, str], None],
+    ) -> None:
+        rig = node.rig
+        self.reads = reads(spec)
+        self._node, self._on_due, self._on_refused = node, on_due, on_refused
+        self._lockstep = node.lockstep
+        cameras = [rig.camera(name) for name in spec.cameras]
+        self._lock = threading.Lock()  # guards the next three
+        self._buffer = ObservationBuffer(
+            {camera.name: (camera.height, camera.width) for camera in cameras},
+            spec.state_names,
+            joint_sources(rig),
+            rig.policy.max_skew,
+            spec.observation_steps,
+            spec.observation_dt or spec.step_dt,
+        )
+        period = round(rig.policy.period * 1e9)
+        tolerance = round(0.5e9 / min(camera.rate for camera in cameras))
+        self._schedule = Aligned(period) if self._lockstep else Schedule(period, tolerance)
+        self._joints_awaited = False
+        self.ages = {name: Window() for name in spec.cameras}
+        self._images = Inbox(node)
+        for name in spec.cameras:
+            self._images.listen(Image, f"{name}/color/image_raw", self._listener(name), SENSOR)
+        self._images.attend(self._patience, self._on_joints_late)
+
+    def restart(self) -> None:
+        """Forget every input; the next complete set is due."""
+        with self._lock:
+            self._buffer.clear()
+            self._schedule.restart()
+
+    def hasten(self) -> None:
+        """The newest complete set is due now."""
+        with self._lock:
+            self._schedule.restart()
+        self.offer()
+
+    def begin(self, instant: int) -> None:
+        """An episode begins at ``instant`` [ns]: nothing that is older belongs to its history."""
+        with self._lock:
+            self._buffer.begin(instant)
+
+    def missing(self) -> str:
+        """What keeps the newest set from being complete, in words; empty if it is."""
+        with self._lock:
+            return self._buffer.missing()
+
+    def close(self) -> None:
+        """Unsubscribe; not from within a callback of an image."""
+        self._images.close()
+
+    def add_joints(self, source: int, message: JointState) -> None:
+        """A joint state of one of the rig's sources."""
+        try:
+            with self._lock:
+                stamp = nanoseconds(message.header.stamp)
+                self._buffer.add_joints(stamp, message.name, message.position, source)
+        except Rejected as error:
+            self._on_refused("joint state", str(error))
+            return
+        if self._lockstep:
+            self.offer()
+
+    def offer(self) -> None:
+        """Hand the newest complete set over if it is due."""
+        with self._lock:
+            observation = self._buffer.newest()
+            due = observation is not None and self._schedule.due(observation.stamp)
+        if due:
+            self._on_due(self, observation)
+
+    def _listener(self, camera: str) -> Callable[[Image], None]:
+        def on_image(message: Image) -> None:
+            if not self._node.active:
+                return
+            stamp = nanoseconds(message.header.stamp)
+            self.ages[camera].add((self._node.now() - stamp) / 1e9)
+            try:
+                rgb = frame_view(message.encoding, message.height, message.width, message.step, message.data)
+                with self._lock:
+                    self._buffer.add_frame(camera, stamp, rgb)
+                    expected = self._schedule.expects(stamp)
+            except Rejected as error:
+                self._on_refused(f"image {camera}", str(error))
+                return
+            if expected:  # most images are not: the cameras are faster than the policy
+                self._node.inbox.fetch()
+                self.offer()
+                with self._lock:
+                    self._joints_awaited = self._buffer.awaits_joints
+
+        return on_image
+
+    def _patience(self) -> float | None:
+        return JOINTS_LATE if self._joints_awaited else None
+
+    def _on_joints_late(self) -> None:
+        """Once after a set of images that was faster than the joint state of its instant."""
+        self._joints_awaited = False
+        self._node.inbox.fetch()
+        self.offer()
+
+
+def reads(spec: BundleSpec) -> tuple:
+    """What a policy reads: bundles with the same can share an `Intake`."""
+    return spec.cameras, spec.state_names, spec.observation_steps, spec.observation_dt or spec.step_dt
