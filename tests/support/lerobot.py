@@ -12,6 +12,8 @@ import sys
 import types
 from typing import Any
 
+_declared: list[Any] = []  # a library's operators live as long as it does
+
 
 class VideoReader:
     """As ``torchvision.io.VideoReader`` with the backend pyav: seek to a key frame, then iterate."""
@@ -54,6 +56,25 @@ def dataset_class() -> Any:
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
     return LeRobotDataset
+
+
+def complete_torchvision() -> None:
+    """Let torchvision be imported whose compiled operators do not fit this build of torch (it has none for every CPU build).
+
+    Two operators of detection are declared, without a body; nothing of LeRobot's policies calls them. Networks and transforms are
+    torchvision's own.
+    """
+    import torch
+
+    try:
+        import torchvision
+    except RuntimeError:
+        for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+            del sys.modules[name]
+        _declared.append(torch.library.Library("torchvision", "FRAGMENT"))
+        for name in ("nms", "qnms"):
+            _declared[-1].define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        import torchvision  # noqa: F401
 
 
 def _stand_in(name: str) -> None:

@@ -55,6 +55,7 @@ COMMANDS = {
 OPTIONAL = {
     "torch": "train",
     "onnxscript": "train",
+    "safetensors": "train",
     "pyrealsense2": "realsense",
     "av": "dataset",
     "h5py": "dataset",

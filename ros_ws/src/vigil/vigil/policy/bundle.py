@@ -227,7 +227,8 @@ def _check_sampler(folder: Path, sampler: Sampler, spec: BundleSpec) -> None:
         else {EMBEDDING: (FLOAT32, [1, spec.embedding_dim])}
     )
     outputs = {CHUNKS_OUTPUT: chunk}
-    inputs = {NOISE_INPUT: chunk, **read}
+    rows = sampler.noise_rows or spec.horizon
+    inputs = {NOISE_INPUT: (FLOAT32, [None, rows, len(spec.action)]), **read}
     if sampler.start is not None:
         outputs[BUFFER_OUTPUT] = chunk
         _check_signature(folder / sampler.start, inputs, outputs)

@@ -103,7 +103,7 @@ class PolicyRuntime:
         history = () if spec.observation_steps == 1 else (spec.observation_steps,)
         images = dict.fromkeys(spec.cameras, np.full((*history, *spec.image_shape, 3), 128, np.uint8))
         state = np.zeros((*history, len(spec.state)), np.float32)
-        noise = np.zeros((samples, spec.horizon, len(spec.action)), np.float32)
+        noise = np.zeros((samples, self._rows, len(spec.action)), np.float32)
         started = time.perf_counter()
         for _ in range(WARM_UP_RUNS):
             started = time.perf_counter()
@@ -162,7 +162,7 @@ class PolicyRuntime:
             raise VigilError(
                 f"sampler {self.bundle.sampler_name} of bundle {self.bundle.name} takes no known targets"
             )
-        noise = self._noise(k, self.bundle.spec.horizon, rng)
+        noise = self._noise(k, self._rows, rng)
         if first and self.sampler.mode_first:
             noise[0] = 0.0
         return self._finite(CHUNKS_OUTPUT, self._run_loop(noise, encoded, known))
@@ -183,14 +183,14 @@ class PolicyRuntime:
             raise VigilError(
                 f"sampler {self.bundle.sampler_name} of bundle {self.bundle.name} does not stream"
             )
-        rows = self.bundle.spec.horizon if buffer is None else self.sampler.emitted
+        rows = self._rows if buffer is None else self.sampler.emitted
         chunks, buffer = self._run_stream(self._noise(k, rows, rng), buffer, encoded)
         return self._finite(CHUNKS_OUTPUT, chunks), self._finite(BUFFER_OUTPUT, buffer)
 
     def run(
         self, images: Mapping[str, np.ndarray], state: np.ndarray, noise: np.ndarray
     ) -> tuple[Encoded, np.ndarray]:
-        """The bare graphs: chunks [K, H, D] of given noise [K, H, D].
+        """The bare graphs: chunks [K, H, D] of given noise [K, R, D].
 
         Neither inputs nor outputs are checked.
 
@@ -236,6 +236,10 @@ class PolicyRuntime:
             feed[BUFFER_INPUT], session = buffer, self._loop
         chunks, after = self._run(session, [CHUNKS_OUTPUT, BUFFER_OUTPUT], feed)
         return chunks, after
+
+    @property
+    def _rows(self) -> int:
+        return self.sampler.noise_rows or self.bundle.spec.horizon
 
     @property
     def _reads(self) -> str:

@@ -11,6 +11,8 @@ says so:
 
 - ``memory`` is a recurrent policy's state; it is zero after every engagement, takeover and change of task.
 - ``context`` is what the samplers read instead of the embedding, if that is too large for the monitor and the recordings.
+- ``noise`` has other than H rows where ``noise_rows`` says so: a policy that also denoises steps before the observation, one that
+  adds noise at every step, or one whose latent is not of a chunk's size.
 - ``known`` are targets that a chunk has to keep, with a weight between 0 (free) and 1 (kept) each, as real-time chunking needs.
 
 A streaming sampler keeps a chunk that is the cleaner the sooner its steps are due, and makes some more of them final at every call:
@@ -64,7 +66,7 @@ class Column(Strict):
     unit: Literal["rad", "m"]
 
 
-Method = Literal["ddim", "dpm_solver", "euler", "midpoint", "mean_flow", "streaming", "direct"]
+Method = Literal["ddim", "ddpm", "dpm_solver", "euler", "midpoint", "mean_flow", "streaming", "direct"]
 
 
 class Sampler(Strict):
@@ -77,6 +79,9 @@ class Sampler(Strict):
     mode_first: bool = Field(
         False,
         description="sample 0 is drawn with noise zero: for policies whose mode is what they were tested with",
+    )
+    noise_rows: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="R, rows of noise that one chunk is made of; None: as many as it has steps"
     )
     start: FileName | None = Field(None, description="of a streaming sampler: the graph of the first chunk")
     emitted: Annotated[int, Field(ge=1)] | None = Field(
@@ -92,6 +97,10 @@ class Sampler(Strict):
             )
         if self.streams and self.inpaint:
             raise ValueError("a streaming sampler keeps its own chunk: it takes no known targets")
+        if self.streams and self.noise_rows is not None:
+            raise ValueError(
+                "a streaming sampler takes noise for the steps that it adds: leave noise_rows out"
+            )
         return self
 
     @property
@@ -232,7 +241,7 @@ class BundleSpec(Strict):
 
 
 LATER_FIELDS = ("observation_steps", "observation_dt", "memory", "context")
-LATER_SAMPLER_FIELDS = ("method", "inpaint", "mode_first", "start", "emitted")
+LATER_SAMPLER_FIELDS = ("method", "inpaint", "mode_first", "noise_rows", "start", "emitted")
 
 
 def _unused(model: Strict, fields: tuple[str, ...]) -> dict[str, bool]:

@@ -10,6 +10,8 @@ from rich.console import Console
 
 from vigil.errors import VigilError
 
+LEROBOT = "Of a LeRobot policy"
+
 
 def train(
     demonstrations: Annotated[
@@ -76,37 +78,98 @@ def train(
 
 
 def export(
-    checkpoint: Annotated[Path, typer.Argument(help="checkpoint.pt of a training run, or a bundle's folder")],
+    checkpoint: Annotated[
+        Path,
+        typer.Argument(
+            help="checkpoint.pt of a training run, a bundle's folder, or that of a LeRobot policy"
+        ),
+    ],
     out: Annotated[
         Path | None, typer.Option(help="the bundle's folder; if left out, the bundle that was named")
     ] = None,
     sampler: Annotated[
         str | None,
         typer.Option(
-            help="ddim, dpm_solver (diffusion); euler, midpoint (flow); mean_flow; streaming. Default: by objective"
+            help="ddim, dpm_solver (diffusion); euler, midpoint (flow); mean_flow; streaming; ddpm (LeRobot). "
+            "Default: by objective"
         ),
     ] = None,
     steps: Annotated[
         int | None, typer.Option(min=1, help="evaluations of the denoiser per call; the sampler's by default")
     ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(help="of the sampler in the bundle, the method's by default; LeRobot: of the bundle"),
+    ] = None,
     inpaint: Annotated[
         bool, typer.Option("--inpaint", help="the graph takes known targets, as real-time chunking needs")
     ] = False,
-    name: Annotated[
-        str | None, typer.Option(help="of the sampler in the bundle; the method's by default")
-    ] = None,
     denoiser: Annotated[
         str | None, typer.Option(help="of a bundle with several: the sampler whose denoiser is taken")
     ] = None,
     replace: Annotated[bool, typer.Option("--replace", help="begin the bundle anew")] = False,
+    rig: Annotated[
+        str, typer.Option(help="rig that the policy drives", rich_help_panel=LEROBOT)
+    ] = "franka_sim",
+    fps: Annotated[
+        float | None, typer.Option(help="the data set's rate [Hz]", rich_help_panel=LEROBOT)
+    ] = None,
+    dataset: Annotated[
+        Path | None,
+        typer.Option(help="the data set, whose meta names the columns and the rate", rich_help_panel=LEROBOT),
+    ] = None,
+    columns: Annotated[
+        str | None,
+        typer.Option(help="the rig's column of each number of an action: a,b,...", rich_help_panel=LEROBOT),
+    ] = None,
+    state_columns: Annotated[
+        str | None,
+        typer.Option(help="the same of the state; the action's by default", rich_help_panel=LEROBOT),
+    ] = None,
+    camera: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="CAMERA=KEY, e.g. wrist=observation.images.laptop; may be repeated", rich_help_panel=LEROBOT
+        ),
+    ] = None,
+    degrees: Annotated[
+        bool, typer.Option("--degrees", help="joints are in degrees", rich_help_panel=LEROBOT)
+    ] = False,
+    scale: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="COLUMN=SCALE[,ZERO], rad or m per unit, and at zero: gripper=0.0008; may be repeated",
+            rich_help_panel=LEROBOT,
+        ),
+    ] = None,
 ) -> None:
-    """Put a sampler into a policy bundle (ONNX), with its parity to torch checked; other samplers stay as they are."""
-    from vigil.train.export import SamplerRequest, export_bundle
+    """Put a sampler into a policy bundle (ONNX), with its parity to torch checked; other samplers stay as they are.
 
-    if out is None and not checkpoint.is_dir():
+    A LeRobot policy, diffusion or ACT, becomes a bundle of its own.
+    """
+    from vigil.train.lerobot.checkpoint import is_checkpoint
+
+    theirs = is_checkpoint(checkpoint)
+    if out is None and (theirs or not checkpoint.is_dir()):
         raise VigilError("--out is missing: name the folder of the bundle")
-    wanted = SamplerRequest(sampler, name, steps, inpaint, denoiser)  # type: ignore[arg-type]
-    _tell(Console(), out or checkpoint, export_bundle(checkpoint, out or checkpoint, wanted, replace=replace))
+    folder = out or checkpoint
+    if theirs:
+        from vigil.rig import load_rig
+        from vigil.train.lerobot.binding import parse_wishes
+        from vigil.train.lerobot.export import export_lerobot
+
+        if inpaint or denoiser:
+            raise VigilError("--inpaint and --denoiser are for policies trained here: leave them out")
+        wishes = parse_wishes(
+            fps, dataset, columns, state_columns, camera or [], degrees, scale or [], sampler, steps, name
+        )
+        bundle = export_lerobot(checkpoint, folder, load_rig(rig), wishes)
+    else:
+        from vigil.train.export import SamplerRequest, export_bundle
+
+        wanted = SamplerRequest(sampler, name, steps, inpaint, denoiser)  # type: ignore[arg-type]
+        bundle = export_bundle(checkpoint, folder, wanted, replace=replace)
+    _tell(Console(), folder, bundle)
 
 
 def _tell(console: Console, folder: Path, bundle) -> None:
