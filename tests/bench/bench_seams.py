@@ -128,7 +128,7 @@ def main() -> None:
     options.add_argument("--bundle", default="", help="folder; the rig's if left out")
     options.add_argument("--seams", nargs="+", choices=WAYS, default=WAYS)
     arguments = options.parse_args()
-    console, rig = Console(), load_rig("franka_sim")
+    console, rig = Console(width=150), load_rig("franka_sim")
     folder = resolve(arguments.bundle) if arguments.bundle else rig.bundle_path()
     able = [name for name, sampler in load_bundle(folder).spec.samplers.items() if sampler.inpaint]
     if not able:
@@ -157,41 +157,45 @@ def main() -> None:
                     record={"directory": str(work / "episodes"), "images": "none"},
                 )
                 results[seam, on] = run(changed, work, arguments, lambda: progress.advance(shown))
-    report(console, results, arguments, f"{folder.name}, {able[0]}")
+    limit = min(joint.acceleration for joint in rig.arm.joints.values())
+    report(console, results, arguments, f"{folder.name}, {able[0]}", limit)
 
 
-def report(console: Console, results: dict, arguments: argparse.Namespace, policy: str) -> None:
-    title = f"{policy}: chunks {arguments.latency * 1e3:.0f} ms late, {arguments.episodes} episodes each [rad/s^2]"
-    table = Table(title=title)
-    for column in (
+def report(console: Console, results: dict, arguments: argparse.Namespace, policy: str, limit: float) -> None:
+    title = f"{policy}: chunks {arguments.latency * 1e3:.0f} ms late, {arguments.episodes} episodes each; accelerations in rad/s^2"
+    columns = (
         "seam",
-        "real-time chunking",
-        "ordinary median",
-        "ordinary 99 %",
-        "at seams median",
-        "at seams 99 %",
+        "real-time",
+        "ordinary 50/99 %",
+        "seams 50/99 %",
         "above ordinary 99 %",
-        "chunks apart 95 % (mrad)",
+        "at limit: ordinary/seams",
+        "apart (mrad)",
         "seams",
         "success",
-    ):
-        table.add_column(column, justify="left" if column in ("seam", "real-time chunking") else "right")
+    )
+    table = Table(title=title)
+    for column in columns:
+        table.add_column(column, justify="left" if column in ("seam", "real-time") else "right")
     for (seam, on), found in results.items():
         ordinary, seams = np.concatenate(found.ordinary), np.concatenate(found.seams)
-        limit = np.percentile(ordinary, 99)
+        high = np.percentile(ordinary, 99)
         table.add_row(
             seam,
             "on" if on else "off",
-            f"{np.median(ordinary):.2f}",
-            f"{limit:.2f}",
-            f"{np.median(seams):.2f}",
-            f"{np.percentile(seams, 99):.2f}",
-            f"{(seams > limit).mean():.2%}",
+            f"{np.median(ordinary):.2f} / {high:.2f}",
+            f"{np.median(seams):.2f} / {np.percentile(seams, 99):.2f}",
+            f"{(seams > 1.001 * high).mean():.2%}",
+            f"{(ordinary > 0.99 * limit).mean():.1%} / {(seams > 0.99 * limit).mean():.1%}",
             f"{np.percentile(found.jumps, 95) * 1e3:.1f}",
             str(len(found.seams)),
             f"{found.successes}/{found.episodes}",
         )
     console.print(table)
+    console.print(
+        "above ordinary 99 %: ticks of seams beyond the run's ordinary 99th percentile (by 0.1 %, for rounding). at limit: ticks at "
+        f"the rig's limit of {limit:g}, where the envelope cuts off. apart: two chunks where the second sets in, 95 %."
+    )
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from vigil.errors import VigilError
+from vigil.policy.pace import frame_period
 from vigil.rig import RigConfig, root
 
 Mode = Literal["full", "collect"]
@@ -124,7 +125,7 @@ def node_specs(rig: RigConfig, options: Options = Options()) -> list[NodeSpec]:
     if full:
         for name, camera in zip(cameras, rig.cameras, strict=True):
             # In lock step only frames that a policy tick will read are worth rendering.
-            rate = 1.0 / rig.policy.period if options.lockstep else camera.rate
+            rate = 1.0 / frame_period(rig) if options.lockstep else camera.rate
             add(name, "camera", ("sim",), camera=camera.name, rate=float(rate))
     add("arm", "arm", ("sim",))
     if full:

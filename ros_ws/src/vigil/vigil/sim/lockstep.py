@@ -32,6 +32,10 @@ class Barrier:
         self._waiting_since = 0.0
         self.now = 0
 
+    def awaits(self, name: str) -> bool:
+        """Whether ``name`` is somebody whom time may wait for."""
+        return name in self._participants
+
     def begin(self, now: int, wall: float) -> None:
         """Instant ``now`` [ns] has been published at ``wall`` [s] of a steady clock."""
         self.now, self._waiting_since = now, wall

@@ -24,7 +24,7 @@ import numpy as np
 from rclpy.clock import Clock as RosClock
 from rclpy.clock import ClockType
 from rosgraph_msgs.msg import Clock
-from sensor_msgs.msg import JointState
+from sensor_msgs.msg import CameraInfo, JointState
 from std_msgs.msg import Float64MultiArray
 from trajectory_msgs.msg import JointTrajectory
 from vigil_msgs.msg import ActionChunk, ControlState, FailureStatus, SimState, TaskState, TeleopCommand
@@ -43,6 +43,7 @@ from vigil.node import (
     spin_node,
     to_stamp,
 )
+from vigil.policy.pace import frame_period
 from vigil.rig import RigConfig
 from vigil.scheduling import settle_memory, step_forward
 from vigil.sim import scene
@@ -94,7 +95,7 @@ class SimNode(VigilNode):
         self._state_topic = self.advertise(SimState, "sim/state", SENSOR)
         self._frame_topic = self.advertise(SimState, "sim/frame", SENSOR)
         # In lock step cameras draw what the policy looks at, and no more (see bringup).
-        seconds = [rig.policy.period] if self.lockstep else [1.0 / camera.rate for camera in rig.cameras]
+        seconds = [frame_period(rig)] if self.lockstep else [1.0 / camera.rate for camera in rig.cameras]
         self._frame_periods = {round(period * NS) for period in seconds}
         self._task_topic = self.advertise(TaskState, "sim/task", EVENTS)
         trajectory, forward = self._controller_names(rig)
@@ -134,6 +135,7 @@ class SimNode(VigilNode):
             "arm": PERIOD,
             "policy": round(rig.policy.period * NS),
             "teleop": round(NS / rig.teleop.rate),
+            "frames": round(frame_period(rig) * NS),
         }
         uneven = [name for name, period in periods.items() if period % PERIOD or NS % period]
         if self.lockstep and uneven:
@@ -143,7 +145,11 @@ class SimNode(VigilNode):
             )
         self._always = set(participants)
         # An operator who drives is waited for in any case: his commands move the arm.
-        return Barrier({name: periods[name] for name in PARTICIPANTS}, PATIENCE)
+        waited = {name: periods[name] for name in PARTICIPANTS}
+        if periods["frames"] < periods["policy"]:
+            # A history: frames between the policy's ticks are waited for, too; at a tick the policy waits for them.
+            waited |= {f"camera_{camera.name}": periods["frames"] for camera in rig.cameras}
+        return Barrier(waited, PATIENCE)
 
     def _listen_to_reports(self, rig: RigConfig) -> None:
         if "arm" in self._always:
@@ -152,6 +158,9 @@ class SimNode(VigilNode):
             monitored = rig.monitor.level != "none"
             kind, topic = (FailureStatus, "monitor/status") if monitored else (ActionChunk, "policy/chunk")
             self.listen(kind, topic, partial(self._on_report, "policy"), EVENTS)
+        for camera in rig.cameras if self._barrier.awaits(f"camera_{rig.cameras[0].name}") else ():
+            report = partial(self._on_report, f"camera_{camera.name}")
+            self.listen(CameraInfo, f"{camera.name}/color/camera_info", report, SENSOR)
         self.listen(TeleopCommand, "teleop/command", self._on_teleop, SENSOR)
 
     def start(self) -> None:
