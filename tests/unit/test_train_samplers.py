@@ -127,6 +127,22 @@ def test_an_exact_average_velocity_needs_one_step(steps):
     assert error("mean_flow", steps) < 1e-5
 
 
+@pytest.mark.parametrize("method", SAMPLERS)
+def test_no_chunk_leaves_the_range_of_the_demonstrations(method):
+    """Whatever the denoiser says: the first policies without this held the arm by closing the gripper beyond its stop."""
+    torch.manual_seed(0)
+    net = policy(SAMPLERS[method].objective)
+    for parameter in net.denoiser.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    noise, embedding = 3 * torch.randn(32, H, D), torch.randn(1, E)
+    if method == "streaming":
+        chunks, buffer = StreamingStart(net)(noise, embedding)
+        chunks = torch.cat([chunks, Streaming(net)(noise[:, :4], buffer, embedding)[0]])
+    else:
+        chunks = make_sampler(net, method, 2)(noise, embedding)
+    assert (chunks >= net.action_low - 1e-6).all() and (chunks <= net.action_high + 1e-6).all()
+
+
 def test_ddim_visits_trailing_steps():
     assert ddim_steps(100, 10) == [99, 89, 79, 69, 59, 49, 39, 29, 19, 9]
 

@@ -1,6 +1,7 @@
 """Samplers: whole sampling loops as modules, noise [K, H, D], embedding [1, E] -> chunks [K, H, D] in physical units.
 
-Each is exported as one ONNX graph. What does not depend on the chunk is computed once for all steps and all K samples.
+Each is exported as one ONNX graph. What does not depend on the chunk is computed once for all steps and all K samples. Clean chunks
+are clipped to the range of the demonstrations: a gripper told to close beyond its stop would be refused by the arm.
 
 Samplers of diffusion and flow take known targets (``inpaint``): at every step the estimate of the clean chunk is pulled to them by
 their weight, and the step is made from there, so that what is free is denoised beside a part that is already right, and joins it.
@@ -156,13 +157,14 @@ class Euler(SamplerModule):
         times = torch.linspace(1, 0, self.steps + 1)
         films = self.films(embedding, times[:-1, None].to(x.device))
         for film, (t, t_next) in zip(films, itertools.pairwise(times.tolist()), strict=True):
-            x = x + (t_next - t) * self.velocity(x, t, film, pull)
+            clean = self.clean(x, t, film, pull)
+            x = clean + t_next / t * (x - clean)
         return x
 
-    def velocity(self, x: Tensor, t: float, films: Sequence[Film], pull: Pull | None) -> Tensor:
-        """The velocity at x, turned so that the estimate x - t v of the clean chunk is what `Pull` makes of it."""
-        velocity = self.denoise(x, films)
-        return velocity if pull is None else velocity - pull(x - t * velocity) / t
+    def clean(self, x: Tensor, t: float, films: Sequence[Film], pull: Pull | None) -> Tensor:
+        """The estimate x - t v of the clean chunk, clipped to -1..1, then pulled to what is known."""
+        clean = (x - t * self.denoise(x, films)).clamp(-1, 1)
+        return clean if pull is None else clean + pull(clean)
 
 
 class Midpoint(Euler):
@@ -182,9 +184,12 @@ class Midpoint(Euler):
         films = self.films(embedding, times[:-1, None].to(x.device))
         t = times.tolist()
         for i in range(0, self.steps, 2):
-            middle = x + (t[i + 1] - t[i]) * self.velocity(x, t[i], films[i], pull)
-            x = x + (t[i + 2] - t[i]) * self.velocity(middle, t[i + 1], films[i + 1], pull)
-        return x if pull is None else x + pull(x)  # the last evaluation was made before the end
+            clean = self.clean(x, t[i], films[i], pull)
+            middle = clean + t[i + 1] / t[i] * (x - clean)
+            velocity = (middle - self.clean(middle, t[i + 1], films[i + 1], pull)) / t[i + 1]
+            x = x + (t[i + 2] - t[i]) * velocity
+        x = x.clamp(-1, 1)  # the last estimate was made before the end
+        return x if pull is None else x + pull(x)
 
 
 class MeanFlow(SamplerModule):
@@ -197,7 +202,7 @@ class MeanFlow(SamplerModule):
         films = self.films(embedding, interval(times[1:], times[:-1]).to(x.device))
         for film, (t, t_next) in zip(films, itertools.pairwise(times.tolist()), strict=True):
             x = x + (t_next - t) * self.denoise(x, film)
-        return x
+        return x.clamp(-1, 1)
 
 
 class Streaming(SamplerModule):
@@ -226,9 +231,8 @@ class Streaming(SamplerModule):
         levels = staircase(phases[:, None], horizon, self.emitted)[..., None].to(x.device)  # [S + 1, H, 1]
         films = self.films(embedding, phases[:-1, None].to(x.device))
         for film, (level, level_next) in zip(films, itertools.pairwise(levels), strict=True):
-            velocity = self.denoise(x, film)
-            clean = x - level * velocity
-            x = x + (level_next - level) * velocity
+            clean = (x - level * self.denoise(x, film)).clamp(-1, 1)
+            x = clean + level_next / level * (x - clean)
         return self.net.physical_actions(clean), x
 
 
