@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from support.sampler_bundle import write_sampler_bundle
 from support.tiny_bundle import write_tiny_bundle
@@ -41,14 +42,20 @@ def test_overhead_is_what_the_node_adds_to_the_graph():
     assert found.complete.median == pytest.approx(3.0) and found.missed == 0
 
 
-def test_facts_of_the_node_name_the_worst_k_and_what_was_missed():
+def test_facts_of_the_node_name_the_worst_k_and_what_does_not_fit():
     good = node_times(1, ticks(50, chunk_ms=9.5, inference_ms=8.0).counted(), 0.2, bare(50))
     bad = node_times(32, ticks(50, lost=(20,)).counted(), 0.2, bare(49))
-    said = commands.node_facts([good, bad])
-    assert said[0].startswith("overhead at 99 %: 5.0 ms at most, with K = 32") and "misses" in said[0]
-    assert said[1].startswith("own overhead at 99 %: 2.0 ms at most") and "within 3 ms" in said[1]
-    assert "resizing the pictures takes 1.0 ms" in said[2] and said[3].endswith("1 with K = 32")
-    assert commands.node_table([good, bad], 8).row_count == 2
+    late = node_times(256, ticks(50, chunk_ms=90.0, evidence_ms=210.0).counted(), 0.2, bare(50))
+    said = commands.node_facts([good, bad, late])
+    assert said[0].startswith("K = 256 does not fit the rig's period of 200 ms")
+    assert said[1].startswith("overhead at 99 %: 5.0 ms at most, with K = 32") and "misses" in said[1]
+    assert said[2].startswith("own overhead at 99 %: 2.0 ms at most") and "within 3 ms" in said[2]
+    assert "resizing the pictures takes 1.0 ms" in said[3]
+    assert len(commands.node_facts([late])) == 2
+    console = Console(width=80)
+    with console.capture() as shown:
+        console.print(commands.chunk_table([good, bad, late], 8), commands.evidence_table([good, bad, late]))
+    assert "…" not in shown.get() and "12.0 (12.0)" in shown.get() and "210.0 (210.0)" in shown.get()
 
 
 def test_first_ticks_do_not_count_and_missed_ones_do():

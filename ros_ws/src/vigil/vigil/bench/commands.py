@@ -101,29 +101,26 @@ def _node(console: Console, rig: RigConfig, samples: Sequence[int], ticks: int, 
     found: list[NodeTimes] = []
     with progress_bar(console) as progress:
         for k in samples:
-            bar = progress.add_task(f"node and bare graph, K = {k}", total=2 * ticks)
+            bar = progress.add_task(f"node and bare graph, K = {k}", total=ticks)
 
             def advance(done: int, bar: Any = bar) -> None:
                 progress.update(bar, completed=done)
 
             found.append(measure_node(rig, k, ticks, folder / f"k{k}", Console(quiet=True), advance))
-    console.print(node_table(found, rig.policy.candidates))
+    console.print(chunk_table(found, rig.policy.candidates))
+    console.print(evidence_table(found))
     for line in node_facts(found):
         console.print(line, highlight=False)
 
 
-def node_table(found: Sequence[NodeTimes], candidates: int) -> Table:
-    """Node against bare graph; median and 99 % in ms."""
-    table = Table(
-        title=f"the node over DDS, n = {len(found[0].chunk.seconds)} each, from the stamp of the observation",
-        caption=f"ms, median (99 %). The chunk is one of the first {candidates} samples at most, the evidence has all K. Overhead: "
-        "chunk less its bare graph, of each; own: the same from the moment at which all inputs are there",
-        box=SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
+def chunk_table(found: Sequence[NodeTimes], candidates: int) -> Table:
+    """The chunk in the node and in the bare graph; median and 99 % in ms."""
+    table = _table(
+        f"stamp of the observation to the chunk over DDS, n = {len(found[0].chunk.seconds)} each",
+        f"ms, median (99 %); the chunk is one of the first {candidates} samples at most\noverhead: chunk less bare graph; own: the same "
+        "once all inputs are there",
+        ("K", "inputs there", "chunk", "bare graph", "overhead", "own"),
     )
-    headings = ("K", "inputs there", "chunk", "bare", "overhead", "own", "evidence", "bare")
-    for heading in headings:
-        table.add_column(heading, justify="right", no_wrap=True)
     for times in found:
         table.add_row(
             str(times.samples),
@@ -132,27 +129,48 @@ def node_table(found: Sequence[NodeTimes], candidates: int) -> Table:
             _pair(times.bare_chunk),
             _both(overhead(times.chunk, times.bare_chunk)),
             _both(overhead(times.inside, times.bare_chunk)),
-            _pair(times.evidence),
-            _pair(times.bare_evidence),
         )
+    return table
+
+
+def evidence_table(found: Sequence[NodeTimes]) -> Table:
+    """The evidence, which has all K samples, in the node and in the bare graph; median and 99 % in ms."""
+    table = _table(
+        "stamp of the observation to the evidence over DDS",
+        "ms, median (99 %)",
+        ("K", "evidence", "bare graph", "overhead", "missed ticks"),
+    )
+    for times in found:
+        added = _both(overhead(times.evidence, times.bare_evidence))
+        table.add_row(
+            str(times.samples), _pair(times.evidence), _pair(times.bare_evidence), added, str(times.missed)
+        )
+    return table
+
+
+def _table(title: str, caption: str, headings: Sequence[str]) -> Table:
+    table = Table(title=title, caption=caption, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)
     return table
 
 
 def node_facts(found: Sequence[NodeTimes]) -> list[str]:
     """What the table says, against the figure to be kept."""
-    facts = []
-    for what, name in (("chunk", "overhead"), ("inside", "own overhead")):
-        worst = {times.samples: overhead(getattr(times, what), times.bare_chunk)[1] for times in found}
+    facts = [
+        f"K = {times.samples} does not fit the rig's period of {times.period * 1e3:g} ms: its chunks wait for the samples of the tick before"
+        for times in found
+        if not times.fits
+    ]
+    fitting = [times for times in found if times.fits]
+    for what, name in (("chunk", "overhead"), ("inside", "own overhead")) if fitting else ():
+        worst = {times.samples: overhead(getattr(times, what), times.bare_chunk)[1] for times in fitting}
         k = max(worst, key=worst.__getitem__)
         facts.append(
             f"{name} at 99 %: {worst[k]:.1f} ms at most, with K = {k} ({_verdict(worst[k] <= OVERHEAD_BAR)} {OVERHEAD_BAR:g} ms)"
         )
     resize = max(times.resize.median for times in found)
-    facts.append(f"of that, resizing the pictures takes {resize:.1f} ms (median)")
-    if missed := {times.samples: times.missed for times in found if times.missed}:
-        told = ", ".join(f"{count} with K = {k}" for k, count in missed.items())
-        facts.append(f"ticks that were due and did not come: {told}")
-    return facts
+    return [*facts, f"of that, resizing the pictures takes {resize:.1f} ms (median)"]
 
 
 def _graphs(

@@ -25,10 +25,13 @@ SINGLE = 32  # calls of one sample each, beside one call of as many
 SETTLING = 5
 
 
-def paced(rig: RigConfig, ticks: int) -> dict[str, list[float]]:
+def paced(rig: RigConfig, ticks: int, beside: int = 0) -> dict[str, list[float]]:
     """Seconds of what every tick calls (``resize``, ``encoder``, ``first``, ``rest``), [ticks] each, at the rig's period.
 
     At its pace, since between two ticks caches go cold: graphs that run without a pause are faster than any node could be.
+
+    Args:
+        beside: stamp of a node's tick [ns, system clock]; the calls then come half a period after each of its ticks.
     """
     cv2.setNumThreads(1)  # as the node
     policy, bundle = rig.policy, bundle_of(rig)
@@ -45,10 +48,12 @@ def paced(rig: RigConfig, ticks: int) -> dict[str, list[float]]:
     if policy.samples > first:
         calls["rest"] = sampling(runtime, encoded, policy.samples - first)
     seconds: dict[str, list[float]] = {"rest": [0.0] * ticks, **{name: [] for name in calls}}
-    due = time.monotonic()
+    period = round(policy.period * 1e9)
+    due = beside + period // 2 if beside else time.time_ns()
+    due += max(0, (time.time_ns() - due) // period) * period
     for i in range(-SETTLING, ticks):
-        due += policy.period
-        time.sleep(max(0.0, due - time.monotonic()))
+        due += period
+        time.sleep(max(0, due - time.time_ns()) / 1e9)
         for name, call in calls.items():
             began = time.perf_counter()
             call()
@@ -92,6 +97,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rig", required=True)
     parser.add_argument("--ticks", type=int, required=True)
+    parser.add_argument("--beside", type=int, default=0)
     args = parser.parse_args()
     step_forward(all_threads=True)  # as the node; threads of the graphs inherit it
     print(

@@ -8,7 +8,9 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
 JOINTS = "joints"  # the source that is no camera
 PATIENCE = 3.0  # times the time that ticks should take, after which they count as lost
+BARE_PATIENCE = 60.0  # [s] for the start of the bare graph's process, on a loaded machine
 
 
 class PolicyAlone(Session):
@@ -45,14 +48,16 @@ def measure_node(
     console: Console,
     advance: Callable[[int], None] = lambda ticks: None,
 ) -> NodeTimes:
-    """What one K costs in the node, and right after it in the bare graph, while cameras and joint states go on.
+    """What one K costs in the node, and in the bare graph, which is run half a period after each of the node's ticks.
+
+    So both are measured within the same moments, and neither keeps the other from a core while a tick fits half a period.
 
     Args:
         rig: whose bundle, sampler, threads and period are used.
         samples: K.
         ticks: of the node, and of the bare graph.
         folder: for logs.
-        advance: called with the number of ticks so far, of both together.
+        advance: called with the number of the node's ticks so far.
 
     Raises:
         VigilError: the node does not start, or stays silent.
@@ -60,13 +65,20 @@ def measure_node(
     derived = derive_rig(rig, folder, policy={"samples": samples})
     from vigil.bench.node import Ear  # DDS reads its settings when it is loaded
 
-    with Supervisor(_sources(derived), folder / "sources", os.environ) as sources:
-        with PolicyAlone(derived, folder / "log", console) as session, Ear(derived) as ear:
-            _wait_for_ticks(session, ear, derived, sources, ticks, advance)
-            heard = ear.ticks.counted()[:ticks]
-        bare = _bare(derived, ticks)
-        advance(2 * ticks)
-    return node_times(samples, heard, derived.policy.period, bare)
+    with (
+        Supervisor(_sources(derived), folder / "sources", os.environ) as sources,
+        PolicyAlone(derived, folder / "log", console) as session,
+        Ear(derived) as ear,
+    ):
+        wait = partial(_wait_for_ticks, session, ear, derived, sources)
+        wait(1)
+        with _bare_graph(derived, ticks, ear.ticks.counted()[0].observed) as bare:
+            first = len(ear.ticks.counted())
+            wait(first + ticks, lambda counted: advance(max(0, counted - first)))
+            advance(ticks)
+            seconds = _seconds(bare, BARE_PATIENCE + ticks * derived.policy.period)
+        heard = ear.ticks.counted()[-ticks:]
+    return node_times(samples, heard, derived.policy.period, seconds)
 
 
 def _sources(rig: RigConfig) -> list[ProcessSpec]:
@@ -88,8 +100,9 @@ def _wait_for_ticks(
     rig: RigConfig,
     sources: Supervisor,
     ticks: int,
-    advance: Callable[[int], None],
+    advance: Callable[[int], None] = lambda ticks: None,
 ) -> None:
+    """Until the node has made so many ticks since it was started."""
     until = time.monotonic() + 10.0 + PATIENCE * (ticks + SETTLING) * rig.policy.period
     while (counted := len(ear.ticks.counted())) < ticks:
         session.check()
@@ -107,13 +120,28 @@ def _wait_for_ticks(
         time.sleep(0.2)
 
 
-def _bare(rig: RigConfig, ticks: int) -> dict[str, np.ndarray]:
-    command = [sys.executable, "-m", "vigil.bench.graph", "--rig", str(rig.path), "--ticks", str(ticks)]
-    env = {**os.environ, **environment(rig, os.environ)}
-    done = subprocess.run(
-        command, env=env, capture_output=True, text=True, check=False, start_new_session=True
-    )
-    if done.returncode:
-        said = done.stderr.strip().splitlines()
-        raise VigilError(f"the bare graph could not be run: {said[-1] if said else 'it said nothing'}")
-    return {name: np.array(values) for name, values in json.loads(done.stdout).items()}
+@contextmanager
+def _bare_graph(rig: RigConfig, ticks: int, beside: int) -> Iterator[subprocess.Popen[str]]:
+    """`vigil.bench.graph` in a process of its own, as the node is; ended with the block."""
+    command = [sys.executable, "-m", "vigil.bench.graph", "--rig", str(rig.path)]
+    command += ["--ticks", str(ticks), "--beside", str(beside)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env=os.environ, start_new_session=True, **pipes) as running:
+        try:
+            yield running
+        finally:
+            running.kill()
+
+
+def _seconds(bare: subprocess.Popen[str], timeout: float) -> dict[str, np.ndarray]:
+    """What it measured."""
+    try:
+        said, errors = bare.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        raise VigilError(
+            f"the bare graph has not ended after {timeout:.0f} s: does other work slow this machine down?"
+        ) from None
+    if bare.returncode:
+        why = errors.strip().splitlines()
+        raise VigilError(f"the bare graph could not be run: {why[-1] if why else 'it said nothing'}")
+    return {name: np.array(values) for name, values in json.loads(said).items()}

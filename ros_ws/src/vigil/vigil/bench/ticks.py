@@ -70,6 +70,7 @@ class NodeTimes:
         bare_chunk, bare_evidence: the graph alone: encoder and the first few samples; encoder and all of them.
         resize: of the pictures, alone.
         missed: ticks that were due and did not come.
+        period: of the rig [s].
     """
 
     samples: int
@@ -80,6 +81,12 @@ class NodeTimes:
     bare_evidence: Timing
     resize: Timing
     missed: int
+    period: float
+
+    @property
+    def fits(self) -> bool:
+        """Whether a tick ends before the next one is due; chunks wait for the samples of the tick before where it does not."""
+        return self.evidence.p99 < self.period * 1e3
 
     @property
     def inside(self) -> Timing:
@@ -114,4 +121,5 @@ def node_times(samples: int, ticks: list[Tick], period: float, bare: dict[str, n
         bare_evidence=Timing(bare["encoder"] + bare["first"] + bare["rest"]),
         resize=Timing(bare["resize"]),
         missed=max(0, due - len(ticks)),
+        period=period,
     )
