@@ -11,23 +11,28 @@ core; pictures are compressed by cameras, not by the recorder. Then cameras are 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from recorder_load import Load, Recorder, domain, missing, recorded, rig_for
 from rich.console import Console
 from rich.table import Table
 
 from vigil.errors import VigilError
+from vigil.record.dataset.prepare import Wanted, prepare
+from vigil.record.dataset.resample import Grid
 from vigil.record.reader import EpisodeReader
 
 STEPS = {"jpeg": (2, 4, 8, 12, 16, 24, 32), "raw": (2, 3, 4, 5, 6, 8)}  # cameras
 UNDERWAY = 30_000_000  # [ns] a message may be on its way when the episode ends
 SLOW = 0.97  # of the rate wanted: below it is the publishers that cannot keep up
 SHARE = 0.35  # the bar
+FPS = 30
 
 
 @dataclass
@@ -46,8 +51,20 @@ class Run:
     size: float  # of the file in MB
 
 
-def measure(folder: Path, images: str, cameras: int, seconds: float) -> Run:
-    """Record once, count, and remove the file."""
+def as_a_data_set(path: Path) -> str:
+    """What an export at 30 frames per second says of the recording."""
+    (episode,), _ = prepare(path, Wanted(Grid(FPS)), ())
+    times, rate = episode.part.times, episode.part.quality.measured_fps
+    rising = "strictly increase" if (np.diff(times) > 0).all() else "DO NOT ALWAYS INCREASE"
+    labels = "; ".join(episode.facts["x_labels"]) or "none"
+    return (
+        f"as a data set: {len(times)} frames declared at {FPS} Hz, measured {rate:.4f} Hz ({rate / FPS - 1:+.3%}), "
+        f"timestamps {rising}, labels: {labels}"
+    )
+
+
+def measure(folder: Path, images: str, cameras: int, seconds: float, told: list[str] | None = None) -> Run:
+    """Record once, count, and remove the file; ``told`` gets what an export says of it."""
     rig = rig_for(folder, images, cameras)
     with domain(rig):
         from support.live_node import graph
@@ -80,6 +97,11 @@ def measure(folder: Path, images: str, cameras: int, seconds: float) -> Run:
             first.append((kept[name][0] - opened) / 1e9 if len(kept[name]) else float("inf"))
     total = sum(len(data) for _, _, _, data in EpisodeReader(path).raw())
     size = path.stat().st_size / 1e6
+    if told is not None:
+        told += [
+            f"labels in the episode's facts: {facts['labels'] or 'none'}" if "labels" in facts else "",
+            as_a_data_set(path),
+        ]
     path.unlink()
     return Run(cameras, seconds, total / seconds / 1e6, facts["written"], facts["dropped"], lost, share,
                min(pace), max(first), size)  # fmt: skip
@@ -108,11 +130,12 @@ def main() -> int:
     for column in ("cameras", "s", "MB/s", "messages", "dropped, told", "missing, found", "of a core",
                    "publishers' pace", "first picture (s)", "file (MB)"):  # fmt: skip
         table.add_column(column, justify="left" if column == "cameras" else "right")
-    ceilings = []
+    told: list[str] = []
+    ceilings: list[str] = []
     with tempfile.TemporaryDirectory(dir=arguments.folder) as temporary:
         for images in arguments.images:
             minutes = arguments.minutes if images == "jpeg" else arguments.raw_minutes
-            run = measure(Path(temporary), images, 2, minutes * 60)
+            run = measure(Path(temporary), images, 2, minutes * 60, told if images == "jpeg" else None)
             table.add_row(*row(images, run))
             failed |= bool(run.told or run.missing or run.share > SHARE)
             best = run
@@ -130,8 +153,9 @@ def main() -> int:
                     ceilings.append(
                         f"{images}: no loss up to {best.megabytes:.1f} MB/s with {best.cameras} cameras"
                     )
+    table.caption = f"load average at the end {os.getloadavg()[0]:.1f}"
     console.print(table)
-    for line in ceilings:
+    for line in told + ceilings:
         console.print(line)
     return 1 if failed else 0
 

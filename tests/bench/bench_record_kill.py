@@ -14,10 +14,13 @@ import argparse
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -86,6 +89,19 @@ def run_until_killed(rig, graph, folder: Path, number: int, rng: np.random.Gener
     return kill
 
 
+@contextmanager
+def busy(count: int) -> Iterator[None]:
+    """So many processes that compute, at ordinary priority."""
+    command = [sys.executable, "-c", "while True: pass"]
+    running = [subprocess.Popen(command) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
+
+
 def read_by_mcap(path: Path) -> int:
     """Messages that the reader of the MCAP project gives."""
     with path.open("rb") as file:
@@ -118,6 +134,9 @@ def main() -> int:
     options.add_argument("--kills", type=int, default=100)
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--images", choices=("jpeg", "raw"), default="jpeg")
+    options.add_argument(
+        "--busy", type=int, default=0, help="processes beside it that do nothing but compute"
+    )
     arguments = options.parse_args()
     console, rng = Console(), np.random.default_rng(arguments.seed)
     with tempfile.TemporaryDirectory() as temporary:
@@ -126,7 +145,7 @@ def main() -> int:
         episodes, left = folder / "episodes", folder / "left"
         left.mkdir()
         kills: list[Kill] = []
-        with domain(rig):
+        with domain(rig), busy(arguments.busy):
             from support.live_node import graph, wait_for
 
             with (
@@ -188,7 +207,7 @@ def report(console: Console, arguments, kills: list[Kill], load: Load, folder: P
         for reader in READERS
     }
     table = Table(
-        title=f"{len(kills)} kills of the recorder, pictures {arguments.images}, seed {arguments.seed}"
+        title=f"{len(kills)} kills of the recorder, pictures {arguments.images}, seed {arguments.seed}, {arguments.busy} other programs"
     )
     table.add_column("what")
     table.add_column("figure", justify="right")
@@ -204,6 +223,7 @@ def report(console: Console, arguments, kills: list[Kill], load: Load, folder: P
         },
     }.items():
         table.add_row(what, figure)
+    table.caption = f"load average at the end {os.getloadavg()[0]:.1f}"
     console.print(table)
     for name in broken:
         console.print(f"not whole: {name}")

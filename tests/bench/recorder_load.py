@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import heapq
 import os
+import signal
 import struct
 import subprocess
 import sys
@@ -75,7 +76,11 @@ def rig_for(folder: Path, images: str, cameras: int = 2, min_free_mb: int = 500)
 
 @contextmanager
 def domain(rig: RigConfig) -> Iterator[None]:
-    """A ROS domain of its own and the rig's environment, for this process and those that it starts."""
+    """A ROS domain of its own and the rig's environment, for this process and those that it starts.
+
+    SIGTERM ends the block in order, too: no process stays behind.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     reserved, others = reserve_domain(), dict(os.environ)
     os.environ.update(environment(rig, os.environ), ROS_DOMAIN_ID=str(reserved.number))
     try:

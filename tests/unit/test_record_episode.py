@@ -10,6 +10,7 @@ from time import monotonic as time_now
 import pytest
 
 from support.cdr import control_state, encode, header
+from vigil.bringup import node_specs
 from vigil.errors import VigilError
 from vigil.record.definitions import full_definition
 from vigil.record.episode import ControlLog, check_outcome, choose_id, free_name
@@ -281,6 +282,14 @@ def test_the_rig_says_what_is_recorded(rig):
     assert not any(source.image for source in sources(bare))
     raw = rig.model_copy(update={"record": rig.record.model_copy(update={"images": "raw"})})
     assert "scene/color/image_raw" in {source.name for source in sources(raw)}
+    wrist, scene = rig.cameras
+    deep = rig.model_copy(update={"cameras": (wrist.model_copy(update={"depth": True}), scene)})
+    added = {source.name for source in sources(deep)} - names
+    assert added == {"wrist/aligned_depth_to_color/image_raw"}
+    assert {s.name: s.parameters.get("depth") for s in node_specs(deep) if s.room == "camera"} == {
+        "camera_wrist": True,
+        "camera_scene": False,
+    }
     assert "reliability: best_effort" in qos_yaml(sources(rig)[0])
 
 

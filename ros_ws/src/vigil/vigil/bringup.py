@@ -126,7 +126,7 @@ def node_specs(rig: RigConfig, options: Options = Options()) -> list[NodeSpec]:
         for name, camera in zip(cameras, rig.cameras, strict=True):
             # In lock step only frames that a policy tick will read are worth rendering.
             rate = 1.0 / frame_period(rig) if options.lockstep else camera.rate
-            add(name, "camera", ("sim",), camera=camera.name, rate=float(rate))
+            add(name, "camera", ("sim",), camera=camera.name, rate=float(rate), depth=camera.depth)
     add("arm", "arm", ("sim",))
     if full:
         add("policy", "policy", (*cameras, "arm"))

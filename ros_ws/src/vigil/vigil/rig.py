@@ -181,6 +181,9 @@ class CameraConfig(Strict):
     rate: Annotated[float, Field(gt=0, le=120)] = 30.0
     calibration: str
     jpeg_quality: Annotated[int, Field(ge=1, le=100)] = 85
+    depth: bool = Field(
+        False, description="publishes depth aligned to the colour pictures, which is recorded raw"
+    )
 
     @model_validator(mode="after")
     def _driver_has_its_source(self) -> CameraConfig:
@@ -188,6 +191,8 @@ class CameraConfig(Strict):
             raise ValueError("a realsense camera needs `serial` (rs-enumerate-devices prints it)")
         if self.driver == "replay" and not self.replay_path:
             raise ValueError("a replay camera needs `replay_path`, a recorded episode (.mcap)")
+        if self.driver == "replay" and self.depth:
+            raise ValueError("a replay camera has no depth: leave `depth` off")
         return self
 
 

@@ -90,7 +90,8 @@ class RecordNode(VigilNode):
         # Whoever stands beside the robot may also publish marks; all come in by the topic.
         self._marks = self.advertise(EpisodeMark, "record/marks", EVENTS)
         self.serve(MarkEpisode, "record/mark", self._on_mark)
-        if self.rig.record.images == "raw" and (advice := advice_on_buffers()):
+        raw = any(s.image and s.type_name == "sensor_msgs/msg/Image" for s in self._sources.values())
+        if raw and (advice := advice_on_buffers()):
             self.get_logger().warning(advice)
         folder = resolve(self.rig.record.directory)
         threading.Thread(

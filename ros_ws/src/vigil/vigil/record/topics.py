@@ -71,6 +71,9 @@ def sources(rig: RigConfig) -> list[Source]:
         elif rig.record.images == "raw":
             topic, kind = f"{colour}/image_raw", "sensor_msgs/msg/Image"
             found.append(Source(topic, kind, image=True, stream=stream))
+        if camera.depth and rig.record.images != "none":
+            topic, kind = f"{camera.name}/aligned_depth_to_color/image_raw", "sensor_msgs/msg/Image"
+            found.append(Source(topic, kind, image=True, stream=f"depth {camera.name}"))
     return found
 
 

@@ -21,7 +21,6 @@ from mcap.writer import CompressionType, Writer
 
 from vigil.errors import VigilError
 from vigil.record.sink import Sink
-from vigil.scheduling import stand_back
 
 PART = ".part"
 FLUSH_PERIOD = 0.5  # s; a killed recorder loses at most this
@@ -200,8 +199,10 @@ class EpisodeWriter:
 
     # The writer's threads ---------------------------------------------------------------------------------------
 
+    # In ordinary priority, by intention: a thread that stands back keeps Python's lock from the one that fetches messages
+    # whenever other programs take the processor, and what a kill would lose then grows without bound.
+
     def _run(self) -> None:
-        stand_back()
         due = time.monotonic() + self._flush_period
         while True:
             with self._news:
@@ -258,7 +259,6 @@ class EpisodeWriter:
 
     def _keep_synced(self) -> None:
         """Bring the file to the disk again and again, for the case of a power cut: nothing waits for a slow disk."""
-        stand_back()
         while not (self._ended.wait(self._flush_period) or self._broken):
             try:
                 os.fsync(self._file.fileno())

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vigil.errors import VigilError
-from vigil.policy.chunks import Selection, select
+from vigil.policy.chunks import Scorer, Situation, scorer_of, select
 from vigil.policy.runtime import Encoded, PolicyRuntime
 from vigil.policy.spec import BundleSpec, Sampler
 from vigil.sweep.held_out import HeldOut
@@ -22,7 +22,7 @@ class Drawing:
 
     period: float
     samples: int
-    selection: Selection
+    selection: str
     seed: int = 0
 
 
@@ -71,19 +71,34 @@ def chunk_errors(runtime: PolicyRuntime, episode: HeldOut, drawing: Drawing, num
     rng = np.random.default_rng([drawing.seed, number])
     period = inference_period(sampler, spec, drawing.period)
     due = min(max(1, round(period / spec.step_dt)), spec.horizon)
-    scale = np.asarray(spec.action_std)
+    scale, scorer = np.array(spec.action_std, np.float32), scorer_of(drawing.selection)
     stride = max(1, round(period / episode.period))
     memory, buffer, errors = None, None, []
     for instant in range(0, len(episode.times), stride):
-        encoded = runtime.encode(*observation(spec, episode, instant), memory)
+        images, state = observation(spec, episode, instant)
+        encoded = runtime.encode(images, state, memory)
         memory = encoded.memory
         chunks, buffer = _draw(runtime, encoded, drawing.samples, rng, buffer)
         if not episode.judged[instant]:
             continue
-        chunk = chunks[select(chunks, spec.action_std, drawing.selection)]
+        chunk = chunks[_choose(chunks, spec, scale, state, encoded, scorer)]
         wrong = ((chunk - episode.targets(instant, spec.horizon, spec.step_dt)) / scale) ** 2
         errors.append((np.sqrt(wrong[:due].mean()), np.sqrt(wrong.mean())))
     return np.array(errors).reshape(-1, 2)
+
+
+def _choose(
+    chunks: np.ndarray,
+    spec: BundleSpec,
+    scale: np.ndarray,
+    state: np.ndarray,
+    encoded: Encoded,
+    scorer: Scorer,
+) -> int:
+    """As the node chooses, but that no chunk runs yet: what is judged is what each observation alone gives."""
+    nothing = np.empty((0, len(scale)), np.float32)
+    situation = Situation(spec.action_names, scale, spec.step_dt, state, encoded.embedding, nothing)
+    return select(chunks, situation, scorer)
 
 
 def _draw(
