@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -53,6 +52,24 @@ class DiffusionEncoder(nn.Module):
         return rows.flatten()[None]
 
 
+class ReverseStep(nn.Module):
+    """One step of the reverse process: x [K, T, D], FiLM [1, F], coefficients [7], (noise [K, T, D]) -> next x [K, T, D]."""
+
+    def __init__(self, config: DiffusionConfig, unet: UNet) -> None:
+        super().__init__()
+        self.unet = unet
+        self.limit = config.clip_sample_range if config.clip_sample else None
+
+    def forward(self, x: Tensor, film: Tensor, coefficients: Tensor, noise: Tensor | None = None) -> Tensor:
+        of_x, of_prediction, scale, clean_share, prediction_share, x_share, deviation = coefficients.unbind()
+        prediction = self.unet(x, film)
+        clean = (of_x * x - of_prediction * prediction) / scale
+        if self.limit is not None:
+            clean = clean.clamp(-self.limit, self.limit)
+        x = clean_share * clean + prediction_share * prediction + x_share * x
+        return x if noise is None else x + deviation * noise
+
+
 class DiffusionSampler(nn.Module):
     """Noise [K, R, D] and embedding [1, E] -> chunks [K, H, D] in the checkpoint's units, R rows as `noise_rows` says.
 
@@ -68,76 +85,66 @@ class DiffusionSampler(nn.Module):
             raise VigilError(
                 f"{steps} steps: the policy was trained with {config.num_train_timesteps}, and no more can be taken"
             )
-        self.config, self.unet, self.actions = config, unet, actions
+        self.config, self.actions, self.step = config, actions, ReverseStep(config, unet)
         self.ancestral = method == "ddpm"
-        self.schedule = schedule(config, steps)
+        numbers, coefficients = schedule(config, steps, self.ancestral)
+        self.register_buffer("coefficients", coefficients)
+        with torch.no_grad():
+            self.register_buffer("films", unet.stepped(numbers))  # [N, F]
 
     @property
     def noise_rows(self) -> int:
         """Rows of noise of one chunk: the beginning's and, of DDPM, those added after every step but the last."""
-        return self.config.horizon * (len(self.schedule) if self.ancestral else 1)
+        return self.config.horizon * (len(self.films) if self.ancestral else 1)
+
+    def start(self, embedding: Tensor) -> Tensor:
+        """What all steps take from the observation."""
+        return self.step.unet.observed(embedding)
+
+    def finish(self, x: Tensor) -> Tensor:
+        """The chunk in the checkpoint's units, without what is past."""
+        return self.actions.inverse(x[:, self.config.n_obs_steps - 1 :])
 
     def forward(self, noise: Tensor, embedding: Tensor) -> Tensor:
-        config, horizon = self.config, self.config.horizon
-        observed = self.unet.observed(embedding)
-        x = noise[:, :horizon]
-        for i, step in enumerate(self.schedule):
-            film = self.unet.film(observed, torch.full((1,), float(step.number)))
-            prediction = self.unet(x, film)
-            if config.prediction_type == "epsilon":
-                eps, clean = prediction, (x - step.sigma * prediction) / step.scale
-            else:
-                clean, eps = prediction, (x - step.scale * prediction) / step.sigma
-            if config.clip_sample:
-                clean = clean.clamp(-config.clip_sample_range, config.clip_sample_range)
-            if not self.ancestral:
-                x = step.next_scale * clean + step.next_sigma * eps
-                continue
-            x = step.clean_share * clean + step.sample_share * x
-            if i < len(self.schedule) - 1:
-                x = x + step.deviation * noise[:, (i + 1) * horizon : (i + 2) * horizon]
-        return self.actions.inverse(x[:, config.n_obs_steps - 1 :])
+        horizon, last = self.config.horizon, len(self.films) - 1
+        observed, x = self.start(embedding), noise[:, :horizon]
+        for i, (film, coefficients) in enumerate(zip(self.films, self.coefficients, strict=True)):
+            at = horizon * min(i + 1, last)  # the last step adds none
+            added = noise[:, at : at + horizon] if self.ancestral else None
+            x = self.step(x, observed + film, coefficients, added)
+        return self.finish(x)
 
 
-@dataclass(frozen=True)
-class Step:
-    """One step of the reverse process, from ``number`` to the next; x = scale * clean + sigma * noise."""
+def schedule(config: DiffusionConfig, steps: int, ancestral: bool) -> tuple[Tensor, Tensor]:
+    """The steps that LeRobot's schedulers (of `diffusers`) visit, from noisy to clean, with leading spacing.
 
-    number: int
-    scale: float
-    sigma: float
-    next_scale: float
-    next_sigma: float
+    Returns:
+        numbers [N] of the steps, and coefficients [N, 7] of `ReverseStep`, with x = scale * clean + sigma * noise:
 
-    @property
-    def _beta(self) -> float:
-        return 1 - (self.scale / self.next_scale) ** 2
-
-    @property
-    def clean_share(self) -> float:
-        """Of the mean of q(x_t-1 | x_t, x_0): Ho et al. 2020, eq. 7."""
-        return self.next_scale * self._beta / self.sigma**2
-
-    @property
-    def sample_share(self) -> float:
-        return self.scale / self.next_scale * self.next_sigma**2 / self.sigma**2
-
-    @property
-    def deviation(self) -> float:
-        """The smaller of the two choices of Ho et al. 2020, sec. 3.2: the true posterior's."""
-        return math.sqrt(max(self.next_sigma**2 / self.sigma**2 * self._beta, 1e-20))
-
-
-def schedule(config: DiffusionConfig, steps: int) -> list[Step]:
-    """The steps that LeRobot's schedulers (of `diffusers`) visit, from noisy to clean, with leading spacing."""
+        - of DDIM those of Song et al. 2021, eq. 12 with sigma_t = 0; the noise that goes on is the predicted one, not one that would
+          fit the clipped chunk;
+        - of DDPM (``ancestral``) those of Ho et al. 2020, eq. 7, with the smaller variance of sec. 3.2, the true posterior's.
+    """
     alphas = alpha_bar(config).tolist()
     ratio = config.num_train_timesteps // steps
     numbers = [i * ratio for i in reversed(range(steps))]
     levels = [alphas[number] for number in numbers] + [1.0]
-    return [
-        Step(number, math.sqrt(a), math.sqrt(1 - a), math.sqrt(b), math.sqrt(1 - b))
-        for number, (a, b) in zip(numbers, pairwise(levels), strict=True)
-    ]
+    rows = []
+    for a, b in pairwise(levels):
+        scale, sigma, next_scale, next_sigma = (math.sqrt(v) for v in (a, 1 - a, b, 1 - b))
+        epsilon = config.prediction_type == "epsilon"
+        estimate = (1.0, sigma, scale) if epsilon else (0.0, -1.0, 1.0)
+        if ancestral:
+            beta, var = 1 - a / b, 1 - a
+            deviation = math.sqrt(max((1 - b) / var * beta, 1e-20)) if b < 1 else 0.0
+            rows.append(
+                (*estimate, next_scale * beta / var, 0.0, math.sqrt(a / b) * (1 - b) / var, deviation)
+            )
+        elif epsilon:
+            rows.append((*estimate, next_scale, next_sigma, 0.0, 0.0))
+        else:
+            rows.append((*estimate, next_scale, -next_sigma * scale / sigma, next_sigma / sigma, 0.0))
+    return torch.tensor(numbers, dtype=torch.float32), torch.tensor(rows)
 
 
 def alpha_bar(config: DiffusionConfig) -> Tensor:

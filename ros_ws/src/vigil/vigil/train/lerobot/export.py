@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import onnx
 import torch
 from onnxruntime import InferenceSession
 from torch import Tensor, nn
@@ -34,6 +36,7 @@ from vigil.train.lerobot import act, diffusion
 from vigil.train.lerobot.binding import Binding, Unit, Wishes, bind
 from vigil.train.lerobot.checkpoint import Checkpoint, read_checkpoint
 from vigil.train.lerobot.config import ACTION, DiffusionConfig
+from vigil.train.lerobot.loop import ADDED, COEFFICIENTS, FILM, NEXT, OBSERVED, X, looped
 from vigil.train.lerobot.normalise import Normaliser
 
 DDIM_STEPS = 10  # of policies that were tested with many steps of DDPM
@@ -56,16 +59,27 @@ class RigUnits(nn.Module):
 
 
 class RigTargets(nn.Module):
-    """Puts a sampler before the rig's units: its chunks go out in rad and m."""
+    """Puts a sampler, or its last part, before the rig's units: chunks go out in rad and m."""
 
-    def __init__(self, sampler: nn.Module, units: tuple[Unit, ...]) -> None:
+    def __init__(self, sampler: nn.Module | Callable[..., Tensor], units: tuple[Unit, ...]) -> None:
         super().__init__()
         self.sampler = sampler
         self.register_buffer("scale", torch.tensor([unit.scale for unit in units]))
         self.register_buffer("zero", torch.tensor([unit.zero for unit in units]))
 
-    def forward(self, noise: Tensor, read: Tensor) -> Tensor:
-        return self.sampler(noise, read) * self.scale + self.zero
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.sampler(*inputs) * self.scale + self.zero
+
+
+class Part(nn.Module):
+    """One method of a module, as a module of its own."""
+
+    def __init__(self, module: nn.Module, method: str) -> None:
+        super().__init__()
+        self.module, self.method = module, method
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return getattr(self.module, self.method)(*inputs)
 
 
 @dataclass(frozen=True)
@@ -80,10 +94,6 @@ class Policy:
     noise_rows: int
     method: str
     steps: int
-
-    @property
-    def reads_context(self) -> bool:
-        return self.method == "direct"
 
 
 def build_policy(folder: Path, rig: RigConfig, wishes: Wishes) -> Policy:
@@ -145,20 +155,13 @@ def export_lerobot(folder: Path, out: Path, rig: RigConfig, wishes: Wishes) -> B
     reads = CONTEXT if rest else EMBEDDING
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
+        outputs = (EMBEDDING, CONTEXT) if rest else (EMBEDDING,)
+        sampler_inputs = {NOISE_INPUT: noise, reads: read.clone()}
+        _trace(policy.encoder, encoder_inputs, outputs, work / ENCODER_FILE)
+        _write_sampler(policy, sampler_inputs, work / LOOP_FILE)
         parity = Parity(
-            encoder=_write(
-                policy.encoder,
-                encoder_inputs,
-                (EMBEDDING, CONTEXT) if rest else (EMBEDDING,),
-                work / ENCODER_FILE,
-            ),
-            chunks=_write(
-                policy.sampler,
-                {NOISE_INPUT: noise, reads: read.clone()},
-                (CHUNKS_OUTPUT,),
-                work / LOOP_FILE,
-                _unit(policy),
-            ),
+            encoder=_parity(work / ENCODER_FILE, policy.encoder, encoder_inputs, outputs),
+            chunks=_parity(work / LOOP_FILE, policy.sampler, sampler_inputs, (CHUNKS_OUTPUT,), _unit(policy)),
             tolerance=TOLERANCE,
         )
         spec = BundleSpec(
@@ -229,20 +232,45 @@ def _unit(policy: Policy) -> np.ndarray:
     return np.where(unit > 1e-6, unit, 1.0)
 
 
-def _write(
-    module: nn.Module,
-    inputs: dict[str, Tensor],
-    outputs: tuple[str, ...],
-    path: Path,
-    unit: np.ndarray | float = 1.0,
-) -> float:
-    """Export one graph; gives its largest difference to the module in units of ``unit``.
+def _write_sampler(policy: Policy, inputs: dict[str, Tensor], path: Path) -> None:
+    """Export the sampler: ACT's as it is, diffusion's as a loop."""
+    sampler = policy.sampler.sampler
+    if not isinstance(sampler, diffusion.DiffusionSampler):
+        _trace(policy.sampler, inputs, (CHUNKS_OUTPUT,), path)
+        return
+    noise, embedding = inputs[NOISE_INPUT], inputs[EMBEDDING]
+    x = noise[:, : sampler.config.horizon].clone()
+    with torch.inference_mode():
+        observed = sampler.start(embedding).clone()
+    step = {
+        X: x,
+        FILM: observed,
+        COEFFICIENTS: sampler.coefficients[0],
+        **({ADDED: x} if sampler.ancestral else {}),
+    }
+    finish = RigTargets(Part(sampler, "finish"), ()).eval()
+    finish.scale, finish.zero = policy.sampler.scale, policy.sampler.zero
+    parts = []
+    for module, given, made in (
+        (Part(sampler, "start"), {EMBEDDING: embedding}, OBSERVED),
+        (sampler.step, step, NEXT),
+        (finish, {X: x}, CHUNKS_OUTPUT),
+    ):
+        part = path.with_suffix(f".{made}.onnx")
+        _trace(module.eval(), given, (made,), part)
+        parts.append(onnx.load(part))
+        part.unlink()
+    rows = (NOISE_INPUT, policy.noise_rows, noise.shape[2])
+    model = looped(*parts, sampler.films.numpy(), sampler.coefficients.numpy(), rows, CHUNKS_OUTPUT)
+    onnx.checker.check_model(model)
+    onnx.save(model, path)
 
-    Raises:
-        VigilError: the difference is more than the tolerance.
-    """
+
+def _trace(module: nn.Module, inputs: dict[str, Tensor], outputs: tuple[str, ...], path: Path) -> None:
     samples = torch.export.Dim("K", min=1, max=MOST_SAMPLES)
-    dynamic = tuple({0: samples} if name == NOISE_INPUT else None for name in inputs)
+    dynamic = tuple({0: samples} if name in (NOISE_INPUT, X, ADDED) else None for name in inputs)
+    if not isinstance(module, diffusion.ReverseStep):
+        dynamic = (dynamic,)  # inputs taken as *inputs are one argument
     torch.onnx.export(
         module,
         tuple(inputs.values()),
@@ -250,12 +278,25 @@ def _write(
         dynamo=True,
         input_names=list(inputs),
         output_names=list(outputs),
-        # Inputs taken as *args are one argument.
-        dynamic_shapes=dynamic if any(dynamic) else None,
+        dynamic_shapes=dynamic,
         external_data=False,
         verbose=False,
     )
     strip_origin(path)
+
+
+def _parity(
+    path: Path,
+    module: nn.Module,
+    inputs: dict[str, Tensor],
+    outputs: tuple[str, ...],
+    unit: np.ndarray | float = 1.0,
+) -> float:
+    """Largest difference of a graph to its module, in units of ``unit``.
+
+    Raises:
+        VigilError: it is more than the tolerance.
+    """
     session = InferenceSession(path, providers=["CPUExecutionProvider"])
     made = session.run(list(outputs), {name: value.numpy() for name, value in inputs.items()})
     with torch.inference_mode():

@@ -8,8 +8,8 @@ observation's share of it once for all steps.
 
 from __future__ import annotations
 
-import itertools
 import math
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -127,15 +127,15 @@ class ResidualBlock(nn.Module):
         """``film`` [1, outward or 2 outward] for all samples."""
         y = self.conv1(x)
         if self.scaled:
-            scale, bias = film[:, None].chunk(2, -1)
-            y = scale * y + bias
+            half = film.shape[-1] // 2
+            y = film[:, None, :half] * y + film[:, None, half:]
         else:
             y = y + film[:, None]
         return self.conv2(y) + self.residual_conv(x)
 
 
 class StepEncoder(nn.Sequential):
-    """Sinusoids of the diffusion step (Vaswani et al. 2017, sec. 3.5), and two layers: a step -> [1, size]."""
+    """Sinusoids of diffusion steps (Vaswani et al. 2017, sec. 3.5), and two layers; float [N] -> [N, size]."""
 
     def __init__(self, size: int) -> None:
         # LeRobot's first child makes the sinusoids and has no parameters.
@@ -146,20 +146,19 @@ class StepEncoder(nn.Sequential):
         )
 
     def forward(self, step: Tensor) -> Tensor:
-        """``step`` float [1]."""
         angles = step[:, None] * self.frequencies[None]
         return super().forward(torch.cat([angles.sin(), angles.cos()], -1))
 
 
 class UNet(nn.Module):
-    """The denoiser: noised chunk [K, T, D], FiLM of this step -> prediction [K, T, D]."""
+    """The denoiser: noised chunk [K, T, D], FiLM of this step [1, F] -> prediction [K, T, D]."""
 
     def __init__(self, config: DiffusionConfig, condition: int) -> None:
         super().__init__()
         size, dims = config.diffusion_step_embed_dim, config.down_dims
         self.diffusion_step_encoder = StepEncoder(size)
         self.step_size = size
-        levels = [(config.action_dim, dims[0]), *itertools.pairwise(dims)]
+        levels = [(config.action_dim, dims[0]), *pairwise(dims)]
 
         def block(inward: int, outward: int) -> ResidualBlock:
             return ResidualBlock(inward, outward, config, size + condition)
@@ -195,22 +194,23 @@ class UNet(nn.Module):
         ]
         return [block for level in levels for block in level]
 
-    def observed(self, condition: Tensor) -> list[Tensor]:
-        """The observation's share of every block's FiLM; ``condition`` [1, C]."""
-        active = mish(condition)
-        return [F.linear(active, b.cond_encoder[1].weight[:, self.step_size :]) for b in self.blocks]
+    def observed(self, condition: Tensor) -> Tensor:
+        """The observation's share of every block's FiLM, side by side; condition [1, C] -> [1, F]."""
+        weights = torch.cat([block.cond_encoder[1].weight[:, self.step_size :] for block in self.blocks])
+        return F.linear(mish(condition), weights)
 
-    def film(self, observed: list[Tensor], step: Tensor) -> list[Tensor]:
-        """Every block's FiLM at a step (float [1]): what the linear layers give of both, concatenated."""
-        active = mish(self.diffusion_step_encoder(step))
+    def stepped(self, step: Tensor) -> Tensor:
+        """The steps' share of it: what the layers give of both, concatenated, is the sum. Steps float [N] -> [N, F]."""
         layers = [block.cond_encoder[1] for block in self.blocks]
-        return [
-            share + F.linear(active, layer.weight[:, : self.step_size], layer.bias)
-            for share, layer in zip(observed, layers, strict=True)
-        ]
+        weights = torch.cat([layer.weight[:, : self.step_size] for layer in layers])
+        return F.linear(
+            mish(self.diffusion_step_encoder(step)), weights, torch.cat([layer.bias for layer in layers])
+        )
 
-    def forward(self, x: Tensor, film: list[Tensor]) -> Tensor:
-        films, skips = iter(film), []
+    def forward(self, x: Tensor, film: Tensor) -> Tensor:
+        sizes = [block.cond_encoder[1].out_features for block in self.blocks]
+        ends = list(accumulate(sizes, initial=0))
+        films, skips = (film[:, a:b] for a, b in pairwise(ends)), []
         for first, second, halve in self.down_modules:
             x = second(first(x, next(films)), next(films))
             skips.append(x)
