@@ -28,7 +28,7 @@ PYTHON = VENV / "bin" / "python"
 LOG = VENV / "setup.log"
 STAMPS = VENV / "setup-stamps.json"
 MESSAGES = ROOT / "ros_ws" / "src" / "vigil_msgs"
-EXTRAS = "ros,build,dev,dataset"
+EXTRAS = "ros,build,dev,dataset,cpu"
 UNFINISHED = "unfinished"
 OLDEST, NEWEST = (3, 10), (3, 14)  # the ROS 2 wheels exist for these
 
