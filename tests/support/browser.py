@@ -74,7 +74,9 @@ class Page:
         return tuple(self.evaluate(f"(b => [b.x + b.width / 2, b.y + b.height / 2])({box})"))
 
     def touch(self, kind: str, *points: tuple[int, float, float]) -> None:
-        """``touchStart``, ``touchMove``, ``touchEnd`` or ``touchCancel``: fingers (id, x, y) that are down afterwards."""
+        """``touchStart`` or ``touchMove`` of all fingers (id, x, y) that are down; ``touchEnd`` of those that are lifted, or of
+        all; ``touchCancel``.
+        """
         fingers = [{"id": finger, "x": x, "y": y} for finger, x, y in points]
         self.call("Input.dispatchTouchEvent", type=kind, touchPoints=fingers)
 

@@ -17,6 +17,7 @@ from support.rigs import real_rig
 from support.wait import wait_for
 from support.web import PERIOD, TIMEOUT, Browser, free_port, served
 from vigil.errors import VigilError
+from vigil.run.session import derive_rig
 from vigil.teleop.device import BadInput, Deadman, DeviceOptions, Mode, Reading
 from vigil.teleop.devices.factory import make_device
 from vigil.teleop.web.desk import SEAT_SILENCE, Desk, Visitor
@@ -484,6 +485,16 @@ def test_a_closed_device_sends_its_browsers_away_and_can_be_opened_anew(rig):
     assert rig.browser().welcome
 
 
+def test_connections_that_say_nothing_do_not_delay_the_end(rig):
+    """Browsers open some in advance."""
+    browser = rig.driver()
+    with socket.create_connection(("127.0.0.1", rig.port)), socket.create_connection(("127.0.0.1", rig.port)):
+        browser.mute = True
+        begun = time.monotonic()
+        rig.device.close()
+        assert time.monotonic() - begun < 3.0
+
+
 def test_a_missing_package_says_how_to_install_it(tmp_path, monkeypatch):
     section = {"device": "web", "port": free_port()}
     device = make_device(real_rig(tmp_path, section), DeviceOptions(period=PERIOD))
@@ -509,6 +520,12 @@ def test_a_missing_package_says_how_to_install_it(tmp_path, monkeypatch):
 def test_what_a_rig_file_may_not_say(tmp_path, settings, told):
     with pytest.raises(VigilError, match=told):
         real_rig(tmp_path, {"device": "web", **settings})
+
+
+def test_a_rig_made_of_this_one_has_its_token(tmp_path):
+    rig = real_rig(tmp_path, {"device": "web", "host": "0.0.0.0", "token": "open sesame"})
+    made = derive_rig(rig, tmp_path / "made", teleop={"rate": 40})
+    assert made.teleop.token.get_secret_value() == "open sesame"
 
 
 def test_the_defaults_are_for_this_machine_alone(tmp_path):

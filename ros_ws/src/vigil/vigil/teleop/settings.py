@@ -9,7 +9,7 @@ import ipaddress
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import Field, SecretStr, field_serializer, model_validator
 
 from vigil.fields import Finite, Positive, Strict
 
@@ -243,6 +243,10 @@ class WebSettings(CartesianSettings):
     timeout: Positive = Field(
         0.2, description="[s] age of what the hand does, by the way there and back, that lets go"
     )
+
+    @field_serializer("token", when_used="json-unless-none")
+    def _written(self, token: SecretStr) -> str:
+        return token.get_secret_value()  # a rig file that is made of this one has the same token
 
     @model_validator(mode="after")
     def _is_no_open_door(self) -> WebSettings:

@@ -35,7 +35,7 @@ RATE = 30.0  # [Hz] of states to each browser, and so of its answers
 MOST_VISITORS = 8
 MOST_MESSAGES = 300  # of one browser in a second: it answers each state, and tells of presses
 HELLO_TIMEOUT = 5.0  # [s]
-WRONG_TOKEN, CLOSE_TIMEOUT = 1.0, 1.0  # [s] that a guess costs; that a lost browser may delay the end
+WRONG_TOKEN, CLOSE_TIMEOUT = 1.0, 0.5  # [s] that a guess costs; that browsers may delay the end
 # The page needs nothing from anywhere, and nobody may show it inside another page, where clicks can be lured to it.
 HEADERS = {
     "Content-Type": "text/html; charset=utf-8",
@@ -149,7 +149,9 @@ class WebServer:
         opened.put(None)
         await self._stop.wait()
         server.close()
-        await server.wait_closed()
+        # Browsers connect in advance, and then say nothing: what is left then ends with the loop.
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(server.wait_closed(), CLOSE_TIMEOUT)
 
     def _on_request(self, connection: Any, request: Any) -> Any:
         """An answer, or None for a WebSocket that may be opened."""
