@@ -9,10 +9,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import rclpy
 from lifecycle_msgs.msg import State, Transition
@@ -22,24 +22,14 @@ from rclpy.context import Context
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 
+from support.wait import wait_for
 from vigil.bringup import dds_environment
-
-T = TypeVar("T")
 
 ANSWER_TIMEOUT = 5.0  # [s] after which an answer counts as lost
 REACHED = {
     Transition.TRANSITION_CONFIGURE: State.PRIMARY_STATE_INACTIVE,
     Transition.TRANSITION_ACTIVATE: State.PRIMARY_STATE_ACTIVE,
 }
-
-
-def wait_for(condition: Callable[[], T], timeout: float = 30.0, what: str = "condition") -> T:
-    """First true result of ``condition``; fails the test after ``timeout`` [s]."""
-    until = time.monotonic() + timeout
-    while not (result := condition()):
-        assert time.monotonic() < until, f"{what}: not met within {timeout:g} s"
-        time.sleep(0.01)
-    return result
 
 
 class Graph:

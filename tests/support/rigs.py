@@ -10,8 +10,13 @@ import yaml
 from vigil.rig import RigConfig, load_rig, rig_path
 
 
-def real_rig(folder: Path, teleop: dict[str, Any], arms: tuple[str, ...] = ("franka",)) -> RigConfig:
-    """The template rig with another teleop section; several ``arms`` stand a metre apart, each with its name as prefix."""
+def real_rig(
+    folder: Path, teleop: dict[str, Any], arms: tuple[str, ...] = ("franka",), **sections: dict[str, Any]
+) -> RigConfig:
+    """The template rig with another teleop section, and what ``sections`` say.
+
+    Several ``arms`` stand a metre apart, each with its name as prefix.
+    """
     data = yaml.safe_load(rig_path("franka").read_text())
     (arm,) = data["arms"]
     if len(arms) > 1:
@@ -20,6 +25,8 @@ def real_rig(folder: Path, teleop: dict[str, Any], arms: tuple[str, ...] = ("fra
             for i, name in enumerate(arms)
         ]
     data["teleop"] = teleop
+    for name, section in sections.items():
+        data[name] = {**data.get(name, {}), **section}
     path = folder / "rig.yaml"
     path.write_text(yaml.safe_dump(data, sort_keys=False))
     return load_rig(path)

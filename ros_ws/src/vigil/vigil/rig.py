@@ -355,8 +355,8 @@ class RigConfig(Strict):
         return self
 
     @model_validator(mode="after")
-    def _device_fits_the_arms(self) -> RigConfig:
-        self.teleop.check(self.arms)
+    def _device_fits_the_rig(self) -> RigConfig:
+        self.teleop.check(self)
         return self
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""Buttons beside the device (foot pedals), and what buttons do to the recorder."""
+"""Buttons beside the device (foot pedals), and what buttons ask of recorder and arm."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from vigil.teleop.device import BadInput, Fresh, Input, Sample
 from vigil.teleop.keys import KeyFile
-from vigil.teleop.settings import EPISODE_ROLES, ButtonConfig, Role
+from vigil.teleop.settings import EPISODE_ROLES, REQUEST_ROLES, ButtonConfig, Role
 
 SILENCE = 0.25  # [s] after which a button that comes over a topic counts as not there
 OUTCOMES = {"success": "success", "failure": "failure", "discard": "discarded"}
@@ -68,17 +68,18 @@ class Buttons:
 
 
 class EpisodeButtons:
-    """Presses of episode buttons, and the outcome that they mean."""
+    """Presses of episode buttons and of the e-stop, and the outcome that they mean."""
 
     def __init__(self) -> None:
-        self._held: frozenset[str] = frozenset(EPISODE_ROLES)  # what is held at first counts once released
+        # What is held at first counts once released; but for the e-stop, which counts at once.
+        self._held: frozenset[str] = frozenset(EPISODE_ROLES)
         self._episode = ""
         self._authorities: set[str] = set()
 
     def pressed(self, held: Collection[str]) -> list[str]:
         """Roles whose button was pressed since the last call, which are held now."""
         before, self._held = self._held, frozenset(held)
-        return [role for role in EPISODE_ROLES if role in self._held and role not in before]
+        return [role for role in REQUEST_ROLES if role in self._held and role not in before]
 
     def note(self, episode: str, authority: str) -> None:
         """The open episode (empty: none) and who controls the arm."""

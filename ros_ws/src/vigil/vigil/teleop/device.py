@@ -25,7 +25,7 @@ class Reading:
         deadman: the operator has, or asks for, control.
         positions: [N] in the order of the rig's columns, rad and m; None without a command.
         hand_back: button that gives control to the policy; its rising edge counts.
-        pressed: buttons that begin or end an episode (`vigil.teleop.settings.EPISODE_ROLES`); their rising edges count.
+        pressed: buttons that ask other nodes for something (`vigil.teleop.settings.REQUEST_ROLES`); their rising edges count.
     """
 
     deadman: bool
@@ -52,6 +52,10 @@ class Surroundings:
         deadman: whether the button beside the device that is the deadman is pressed; None: there is none, or it is silent.
         world: None on a real rig, or if too old.
         authority, event, transition: of the arm's state; ``transition`` counts changes of authority.
+        reason, blocked_by: of the arm's state, in words: why this authority holds, what keeps the policy from driving.
+        arm_silent: the arm has not told its state for so long that all this may be history.
+        episode: name of the episode that is being recorded; empty if none is.
+        answer, answers: what became of the last press of a button that asks another node for something, and of how many.
         scene, success, failure: of the simulated task.
     """
 
@@ -61,6 +65,12 @@ class Surroundings:
     authority: str = ""
     event: str = ""
     transition: int = -1
+    reason: str = ""
+    blocked_by: str = ""
+    arm_silent: bool = False
+    episode: str = ""
+    answer: str = ""
+    answers: int = 0
     scene: int = -1
     success: bool = False
     failure: bool = False

@@ -6,7 +6,7 @@ device is there. In lock step it works on the simulator's instants that are mult
     teleop/set_active    std_srvs/SetBool: the scripted operator takes over, or releases
 
 What a device or a button hears over topics (`Device.inputs`) is fed to it. Buttons that begin or end an episode call the
-recorder's ``record/start``, ``record/mark`` and ``record/end``.
+recorder's ``record/start``, ``record/mark`` and ``record/end``; an e-stop button calls ``arm/estop``.
 
 Parameters: ``on_alarm`` (the scripted operator answers alarms by itself), ``reaction_s`` (how long that takes it),
 ``tty`` (terminal of the keyboard).
@@ -27,7 +27,7 @@ from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.task import Future
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Bool
-from std_srvs.srv import SetBool
+from std_srvs.srv import SetBool, Trigger
 from vigil_msgs.msg import ControlState, EpisodeState, SimState, TaskState, TeleopCommand
 from vigil_msgs.srv import EndEpisode, MarkEpisode, StartEpisode
 
@@ -66,6 +66,7 @@ from vigil.teleop.rate import Rate
 STREAM = QoSProfile(depth=64, reliability=ReliabilityPolicy.BEST_EFFORT)
 SLOW = 0.8  # share of the declared rate below which it is told
 TOO_OLD = 200_000_000  # [ns] of joint states and simulator states; older ones are not driven by
+SILENT = 1_000_000_000  # [ns] after which what the arm told last is no news
 
 
 class TeleopNode(VigilNode):
@@ -103,10 +104,11 @@ class TeleopNode(VigilNode):
         self._command = TeleopCommand(names=list(self._columns))
         self._device = make_device(rig, options)
         self._device.open()
+        self.get_logger().info(f"device {self._device.name}: {self._device.state}")
         self._buttons = Buttons(rig.teleop.buttons)
         self._buttons.open()
         self._episode_buttons, self._episode = EpisodeButtons(), EpisodeState()
-        self._asked = ""  # what became of the last press of an episode button
+        self._asked, self._answers = "", 0  # what became of the last press of a button that asks another node
         self._ticks, self._rates = Rate(), {}
         self._command.device = self._device.name
         self._command_topic = self.advertise(TeleopCommand, "teleop/command", SENSOR)
@@ -124,7 +126,8 @@ class TeleopNode(VigilNode):
                 self._rates[source] = Rate()
                 listen(kind, source.topic, partial(self._on_input, sink, source, convert), STREAM)
         self.inbox.listen(EpisodeState, "record/episode", self._on_episode, LATCHED)
-        self._recorder = {
+        self._servers = {
+            Trigger: self._client(Trigger, "arm/estop"),
             StartEpisode: self._client(StartEpisode, "record/start"),
             EndEpisode: self._client(EndEpisode, "record/end"),
             MarkEpisode: self._client(MarkEpisode, "record/mark"),
@@ -165,7 +168,7 @@ class TeleopNode(VigilNode):
                 "deadman": self._command.deadman,
                 "sent": self._sent,
                 "last_refused": self._refused,
-                "last_episode_button": self._asked,
+                "last_button": self._asked,
             },
         )
         if not self.lockstep:  # simulated time has no rate of its own
@@ -263,7 +266,7 @@ class TeleopNode(VigilNode):
             self._episode.episode_id if self._episode.recording else "", self._arm.authority_name
         )
         for role in self._episode_buttons.pressed(reading.pressed):
-            self._ask_recorder(role)
+            self._ask(role)
 
     def _surroundings(self, now: int, deadman: bool | None) -> Surroundings:
         def fresh(item: tuple[int, Any] | None) -> Any:
@@ -284,6 +287,12 @@ class TeleopNode(VigilNode):
             authority=self._arm.authority_name,
             event=self._arm.event,
             transition=self._arm.transition,
+            reason=self._arm.reason,
+            blocked_by=self._arm.blocked_by,
+            arm_silent=now - nanoseconds(self._arm.header.stamp) > SILENT,
+            episode=self._episode.episode_id if self._episode.recording else "",
+            answer=self._asked,
+            answers=self._answers,
             scene=self._scene,
             success=current and self._task.success,
             failure=current and self._task.failure,
@@ -298,16 +307,21 @@ class TeleopNode(VigilNode):
         self._command_topic.publish(command)
         self._sent += 1
 
-    # Episodes -------------------------------------------------------------------------------------------------
+    # Requests -------------------------------------------------------------------------------------------------
 
-    def _ask_recorder(self, role: str) -> None:
-        kind = {"start": StartEpisode, "mark": MarkEpisode}.get(role, EndEpisode)
+    def _ask(self, role: str) -> None:
+        kind = {"start": StartEpisode, "mark": MarkEpisode, "estop": Trigger}.get(role, EndEpisode)
         request = kind.Request()
         if kind is EndEpisode:
             request.outcome, request.termination_reason = self._episode_buttons.outcome(role), REASON
-        client = self._recorder[kind]
+        client = self._servers[kind]
         if not client.service_is_ready():
-            self._tell(role, f"no recorder answers {client.srv_name}: bring the rig up with its recorder")
+            who, remedy = (
+                ("arm", "press the hardware's own e-stop")
+                if kind is Trigger
+                else ("recorder", "bring the rig up with its recorder")
+            )
+            self._tell(role, f"no {who} answers {client.srv_name}: {remedy}")
             return
         client.call_async(request).add_done_callback(partial(self._on_answer, role))
 
@@ -316,11 +330,11 @@ class TeleopNode(VigilNode):
         self._tell(role, "" if response.success else response.message)
 
     def _tell(self, role: str, refusal: str) -> None:
-        self._asked = f"{role}: {refusal or 'done'}"
+        self._asked, self._answers = f"{role}: {refusal or 'done'}", self._answers + 1
         if refusal:
-            self.get_logger().error(f"episode button {self._asked}")
+            self.get_logger().error(f"button {self._asked}")
         else:
-            self.get_logger().info(f"episode button {self._asked}")
+            self.get_logger().info(f"button {self._asked}")
 
 
 def _joints(message: JointState) -> Joints:

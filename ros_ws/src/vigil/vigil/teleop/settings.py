@@ -5,21 +5,34 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SecretStr, field_serializer, model_validator
 
 from vigil.fields import Finite, Positive, Strict
 
 if TYPE_CHECKING:
-    from vigil.rig import ArmConfig
+    from vigil.rig import ArmConfig, RigConfig
 
-Role = Literal["deadman", "hand_back", "start", "success", "failure", "discard", "mark"]
+Role = Literal["deadman", "hand_back", "estop", "start", "success", "failure", "discard", "mark"]
 """What a button is for: ``start`` begins a recorded episode, the three after it end it with their outcome."""
 EPISODE_ROLES: tuple[Role, ...] = ("start", "success", "failure", "discard", "mark")
+REQUEST_ROLES: tuple[Role, ...] = ("estop", *EPISODE_ROLES)
+"""What is asked of other nodes when the button is pressed."""
 Action = Literal[
-    "deadman", "hand_back", "start", "success", "failure", "discard", "mark", "open", "close", "switch"
+    "deadman",
+    "hand_back",
+    "estop",
+    "start",
+    "success",
+    "failure",
+    "discard",
+    "mark",
+    "open",
+    "close",
+    "switch",
 ]
 """What a button of a Cartesian device may do: also open or close the gripper, or switch to the rig's next arm."""
 Topic = Annotated[str, Field(pattern=r"^/?[A-Za-z_]\w*(/[A-Za-z_]\w*)*$")]
@@ -59,8 +72,8 @@ class TeleopBase(Strict):
         {}, description="beside the device's own; a deadman replaces the device's"
     )
 
-    def check(self, arms: Sequence[ArmConfig]) -> None:
-        """ValueError if the device does not fit the rig's arms."""
+    def check(self, rig: RigConfig) -> None:
+        """ValueError if the device does not fit the rig."""
 
 
 class _OwnDeadman(TeleopBase):
@@ -134,7 +147,8 @@ class LeaderSettings(TeleopBase):
             raise ValueError("a leader needs one deadman: either `squeeze`, or a button in buttons.deadman")
         return self
 
-    def check(self, arms: Sequence[ArmConfig]) -> None:
+    def check(self, rig: RigConfig) -> None:
+        arms = rig.arms
         by_name = {arm.name: arm for arm in arms}
         named = [self.arm_name(leader, arms) for leader in self.leaders]
         if sorted(named) != sorted(by_name):
@@ -211,6 +225,56 @@ class GamepadSettings(CartesianSettings):
         return self
 
 
+class WebSettings(CartesianSettings):
+    """A page in the browser of a phone, a tablet or a computer."""
+
+    device: Literal["web"]
+    host: str = Field(
+        "127.0.0.1", min_length=1, description="address it listens at; 0.0.0.0: all addresses of this machine"
+    )
+    port: Annotated[int, Field(ge=1, le=65535)] = 8420
+    token: Annotated[SecretStr, Field(min_length=8)] | None = Field(
+        None, description="whoever knows it may drive; needed where others can reach the page"
+    )
+    origins: tuple[Annotated[str, Field(pattern=r"^https?://[^/\s]+$")], ...] = Field(
+        (),
+        description="under which the page is reached beside this machine's own, as https://rig.example.org",
+    )
+    timeout: Positive = Field(
+        0.2, description="[s] age of what the hand does, by the way there and back, that lets go"
+    )
+
+    @field_serializer("token", when_used="json-unless-none")
+    def _written(self, token: SecretStr) -> str:
+        return token.get_secret_value()  # a rig file that is made of this one has the same token
+
+    @model_validator(mode="after")
+    def _is_no_open_door(self) -> WebSettings:
+        if self.token is None and not is_loopback(self.host):
+            raise ValueError(
+                f"host {self.host} can be reached by others: give a `token` (`openssl rand -hex 8` makes one), "
+                "or keep to 127.0.0.1"
+            )
+        return self
+
+    def check(self, rig: RigConfig) -> None:
+        slowest = self.timeout + 1.0 / self.rate
+        if slowest > rig.watchdogs.operator + 1e-9:
+            raise ValueError(
+                f"a browser that is lost lets go after timeout ({self.timeout:g} s) and one command (1 / rate: "
+                f"{1.0 / self.rate:g} s), later than watchdogs.operator ({rig.watchdogs.operator:g} s) allows: "
+                "lower teleop.timeout or raise teleop.rate"
+            )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only programs of this machine can reach ``host``."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 class Pinch(Strict):
     """Distance of thumb tip and finger tip [m] that closes and opens the gripper."""
 
@@ -248,8 +312,8 @@ class BodySettings(TeleopBase):
                 raise ValueError(f"{name} has length {length:.3g}: a rotation is a quaternion of length 1")
         return self
 
-    def check(self, arms: Sequence[ArmConfig]) -> None:
-        kinds = [arm.kinematics for arm in arms]
+    def check(self, rig: RigConfig) -> None:
+        kinds = [arm.kinematics for arm in rig.arms]
         if kinds != ["franka"]:
             raise ValueError(
                 f"device body drives one franka arm, this rig has {kinds}: choose another teleop device"
@@ -262,6 +326,7 @@ TeleopConfig = Annotated[
     | LeaderSettings
     | SpaceMouseSettings
     | GamepadSettings
+    | WebSettings
     | BodySettings,
     Field(discriminator="device"),
 ]

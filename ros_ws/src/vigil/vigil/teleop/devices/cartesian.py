@@ -11,7 +11,7 @@ from vigil.kinematics import rotation_from_vector
 from vigil.rig import RigConfig
 from vigil.teleop.device import Deadman, Device, DeviceOptions, Mode, Reading, Surroundings
 from vigil.teleop.jog import JogTargets
-from vigil.teleop.settings import EPISODE_ROLES, Action, CartesianSettings
+from vigil.teleop.settings import REQUEST_ROLES, Action, CartesianSettings
 
 GRIPPER_SPEED = 0.1  # [m/s] while its button is held
 LONGEST = 2.0  # periods that a step stands for, at most: after a pause the arm does not catch up
@@ -24,10 +24,12 @@ class Controls:
     Attributes:
         axes: [6] deflections from -1 to 1: translation along, then rotation about, x (ahead), y (left) and z (up).
         held: what the buttons that are held are bound to.
+        speed: share of the rig file's speeds that full deflection stands for.
     """
 
     axes: np.ndarray
     held: Collection[Action] = ()
+    speed: float = 1.0
 
 
 class CartesianDevice(Device):
@@ -67,7 +69,7 @@ class CartesianDevice(Device):
         self._switching = switching
         if switching and not before:
             self._target.switch()
-        pressed = frozenset(EPISODE_ROLES) & frozenset(controls.held)
+        pressed = frozenset(REQUEST_ROLES) & frozenset(controls.held)
         hand_back = "hand_back" in controls.held
         held = around.deadman if self._beside else self.deadman(controls, now)
         if not self._deadman.step(None if around.measured is None else held):
@@ -82,7 +84,7 @@ class CartesianDevice(Device):
 
     def _move(self, controls: Controls, duration: float) -> None:
         turned = np.concatenate([self._heading @ part for part in np.split(self._shaped(controls.axes), 2)])
-        step = turned * self._speeds * duration
+        step = turned * self._speeds * controls.speed * duration
         still = np.zeros(3)
         # What cannot be done in full may be done in part: along a wall, or turning at the end of reach.
         tries = ((step[:3], step[3:]), (step[:3], still), (still, step[3:]))

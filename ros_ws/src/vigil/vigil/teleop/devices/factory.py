@@ -13,6 +13,7 @@ CLASSES = {
     "leader": "LeaderDevice",
     "spacemouse": "SpaceMouseDevice",
     "gamepad": "GamepadDevice",
+    "web": "WebDevice",
     "body": "BodyDevice",
 }
 
