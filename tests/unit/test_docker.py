@@ -37,10 +37,10 @@ def test_what_is_copied_exists_and_is_not_ignored():
         assert any(source == path or source.startswith(f"{path}/") for path in allowed), source
 
 
-def test_the_robot_image_can_export_what_it_records():
+def test_the_robot_image_can_export_what_it_records_and_be_driven_from_a_browser():
     """The extras that its Dockerfile takes from pyproject.toml, by their names there."""
     extras = re.findall(r"\bo\['(\w+)'\]", (DOCKER / "Dockerfile").read_text())
-    assert extras == ["realsense", "dataset"]
+    assert extras == ["realsense", "dataset", "web"]
     text = (root() / "pyproject.toml").read_text()
     assert all(re.search(rf"^{extra} = \[", text, re.MULTILINE) for extra in extras)
 
