@@ -100,6 +100,11 @@ class Browser:
         """Change what the hand does."""
         self.hand = {**self.hand, **hand}
 
+    def tell(self, **hand: Any) -> None:
+        """The same, and say so at once."""
+        self.do(**hand)
+        self._answer()
+
     def press(self, button: str) -> None:
         """A button."""
         self.say(type="press", button=button)

@@ -156,35 +156,46 @@ class WebServer:
     def _on_request(self, connection: Any, request: Any) -> Any:
         """An answer, or None for a WebSocket that may be opened."""
         path = request.path.partition("?")[0]
-        hosts, origins = request.headers.get_all("Host"), request.headers.get_all("Origin")
-        if path == "/":
-            headers = self._websockets.datastructures.Headers(HEADERS)
-            headers["Content-Length"] = str(len(self._page))
-            return self._websockets.http11.Response(HTTPStatus.OK, "OK", headers, self._page)
-        if path != "/drive":
+        if path not in ("/", "/drive"):
             return connection.respond(HTTPStatus.NOT_FOUND, "nothing here: the page is at /\n")
-        if refusal := self._refuse_origin(hosts, origins):
-            return connection.respond(HTTPStatus.FORBIDDEN, refusal + "\n")
-        if self._visitors >= MOST_VISITORS:
-            return connection.respond(
-                HTTPStatus.SERVICE_UNAVAILABLE, f"{MOST_VISITORS} browsers are here: close one\n"
-            )
-        return None
+        hosts, origins = request.headers.get_all("Host"), request.headers.get_all("Origin")
+        # The page itself has no origin; under a name that is not ours it could not drive, and says why.
+        refusal = self._refuse_host(hosts) if path == "/" else self._refuse_origin(hosts, origins)
+        if refusal:
+            shown = refusal.encode("ascii", "backslashreplace").decode()  # what was passed may be anything
+            return connection.respond(HTTPStatus.FORBIDDEN, shown + "\n")
+        if path == "/drive":
+            return None
+        headers = self._websockets.datastructures.Headers(HEADERS)
+        headers["Content-Length"] = str(len(self._page))
+        return self._websockets.http11.Response(HTTPStatus.OK, "OK", headers, self._page)
+
+    def _refuse_host(self, hosts: list[str]) -> str:
+        if len(hosts) != 1:
+            return "give one Host, as browsers do"
+        proxies = [urlsplit(origin).netloc for origin in self._settings.origins]
+        if hosts[0] in proxies or is_own_name(host_name(hosts[0])):
+            return ""
+        return (
+            f"{hosts[0]} is no address in numbers, and not the name that this machine has itself ({socket.gethostname()}): "
+            f"open the page by one of these, or add http://{hosts[0]} to teleop.origins"
+        )
 
     def _refuse_origin(self, hosts: list[str], origins: list[str]) -> str:
-        if len(hosts) != 1 or len(origins) != 1:
-            return "give one Host and one Origin, as browsers do"
-        (host,), (origin,) = hosts, origins
-        if origin in self._settings.origins:
+        if len(origins) != 1:
+            return "give one Origin, as browsers do"
+        if origins[0] in self._settings.origins:
             return ""
-        if origin != f"http://{host}" or not is_own_name(urlsplit(origin).hostname or ""):
-            return (
-                f"origin {origin} may not drive: open the page by this machine's address or name, or add the origin "
-                "to teleop.origins"
-            )
+        if refusal := self._refuse_host(hosts):
+            return refusal
+        if origins[0] != f"http://{hosts[0]}":
+            return f"a page of {origins[0]} may not drive: open the page of this machine, or add this to teleop.origins"
         return ""
 
     async def _visit(self, connection: Any) -> None:
+        if self._visitors >= MOST_VISITORS:
+            await connection.close(1013, f"{MOST_VISITORS} browsers are here: close one")
+            return
         self._visitors += 1
         visitor = Visitor("", str((connection.remote_address or ["?"])[0]))
         closed = self._websockets.exceptions.ConnectionClosed
@@ -243,6 +254,14 @@ class WebServer:
     @staticmethod
     async def _send(connection: Any, message: Mapping[str, Any]) -> None:
         await connection.send(json.dumps(message))
+
+
+def host_name(netloc: str) -> str:
+    """The name or address in ``netloc``, without the port; empty if there is none."""
+    try:
+        return urlsplit(f"//{netloc}").hostname or ""
+    except ValueError:
+        return ""
 
 
 def is_own_name(host: str) -> bool:
