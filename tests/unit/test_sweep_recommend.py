@@ -85,6 +85,11 @@ def test_without_episodes_the_action_error_decides_and_is_called_weak():
     assert answer.name == "b" and "a has 0.100, but is outside" in answer.why
 
 
+def test_one_sampler_alone_is_called_the_only_one():
+    assert "the only one" in recommend([rolled("a", 5, 35, n=35)], 100).why
+    assert "the only one" in recommend([compared("a", 9, 0.10, 0.08, 0.12)], 100).why
+
+
 def test_nothing_measured_is_nothing_to_choose_by():
     with pytest.raises(VigilError, match="nothing to choose by"):
         recommend([Measured("a", 1, 1)], 10)

@@ -45,12 +45,6 @@ def policy(
     ] = 200,
     rounds: Annotated[int, typer.Option(min=1, help="measurements of each call of the graphs")] = 60,
     threads: Annotated[int | None, typer.Option(min=1, help="of each graph; by default the rig's")] = None,
-    config: Annotated[
-        Path | None,
-        typer.Option(
-            help="training settings that the bundle was trained with, to compare with torch; by default the defaults"
-        ),
-    ] = None,
     out: Annotated[Path | None, typer.Option(help="folder for logs")] = None,
 ) -> None:
     """From observation to chunk, in the node over real DDS and in the bare graph; and what K samples cost.
@@ -59,17 +53,17 @@ def policy(
     """
     console, wanted = Console(), _numbers(samples)
     folder = (out or resolve("out") / f"bench-{time.strftime('%Y%m%d-%H%M%S')}").resolve()
-    config_rig = _rig(rig, bundle, sampler, threads, folder)
-    chosen = load_bundle(config_rig.bundle_path(), config_rig.policy.sampler)
-    chosen.check_rig(config_rig)
+    robot = _rig(rig, bundle, sampler, threads, folder)
+    chosen = load_bundle(robot.bundle_path(), robot.policy.sampler)
+    chosen.check_rig(robot)
     console.print(
-        f"{chosen.name}, {chosen.sampler_name} {chosen.sampler.steps}, {config_rig.policy.threads} threads, "
+        f"{chosen.name}, {chosen.sampler_name} {chosen.sampler.steps}, {robot.policy.threads} threads, "
         f"{os.cpu_count()} cores, load average {os.getloadavg()[0]:.1f}",
         highlight=False,
     )
-    _graphs(console, chosen, config_rig, wanted, rounds, config)
+    _graphs(console, chosen, robot, wanted, rounds)
     if ticks:
-        _node(console, config_rig, wanted, ticks, folder)
+        _node(console, robot, wanted, ticks, folder)
 
 
 def _rig(rig: str, bundle: Path | None, sampler: str | None, threads: int | None, folder: Path) -> RigConfig:
@@ -173,15 +167,8 @@ def node_facts(found: Sequence[NodeTimes]) -> list[str]:
     return [*facts, f"of that, resizing the pictures takes {resize:.1f} ms (median)"]
 
 
-def _graphs(
-    console: Console,
-    bundle: Bundle,
-    rig: RigConfig,
-    samples: tuple[int, ...],
-    rounds: int,
-    config: Path | None,
-) -> None:
-    others, why_not = _eager(bundle, rig.policy.threads, config)
+def _graphs(console: Console, bundle: Bundle, rig: RigConfig, samples: tuple[int, ...], rounds: int) -> None:
+    others, why_not = _eager(bundle, rig.policy.threads)
     with progress_bar(console) as progress:
         bar = progress.add_task("graphs", total=rounds)
         found = graph.measure(
@@ -223,14 +210,14 @@ def graph_facts(found: Mapping[str, Timing], batch: int) -> list[str]:
 EAGER = "torch: "  # of a call's name, before that of the graph's
 
 
-def _eager(bundle: Bundle, threads: int, config: Path | None) -> tuple[dict[str, Callable[[], Any]], str]:
+def _eager(bundle: Bundle, threads: int) -> tuple[dict[str, Callable[[], Any]], str]:
     """The same calls in torch, eager; or why there are none."""
     try:
         from vigil.train.eager import eager_calls
     except ModuleNotFoundError as error:
         return {}, f"torch eager: not measured, {error.name} is not installed (pip install -e '.[train]')"
     try:
-        calls = eager_calls(bundle, threads, config, (1, graph.SINGLE))
+        calls = eager_calls(bundle, threads, (1, graph.SINGLE))
     except VigilError as error:
         return {}, f"torch eager: not measured: {error}"
     return {EAGER + name: call for name, call in calls.items()}, ""

@@ -128,7 +128,9 @@ def _by_success(measured: Sequence[Measured], inside: Sequence[Measured], budget
 def _by_error(measured: Sequence[Measured], inside: Sequence[Measured], budget_ms: float) -> Recommendation:
     best = min(measured, key=lambda m: (m.error, m.latency_ms))
     good = [m for m in inside if m.error <= best.error_high]
-    if good:
+    if len(measured) == 1:
+        chosen, why = best, f"it is the only one (action error {best.error:.3f})"
+    elif good:
         chosen = min(good, key=lambda m: m.latency_ms)
         why = (
             f"it is the fastest inside {budget_ms:g} ms ({chosen.latency_ms:.1f} ms) whose action error ({chosen.error:.3f}) lies "

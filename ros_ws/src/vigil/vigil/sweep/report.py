@@ -147,6 +147,9 @@ def draw(path: Path, rows: Sequence[dict[str, Any]], budget_ms: float, chosen: s
         axes.set(
             xlabel=f"inference with K = {rows[0]['samples']}, median to 99 % [ms]", ylabel=label, xscale="log"
         )
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter("{x:g}")
+        axes.tick_params(axis="x", which="minor", labelsize=7)
         axes.grid(alpha=0.25, which="both")
         if what == "success":
             axes.set_ylim(-0.03, 1.03)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,29 +14,24 @@ from vigil.errors import VigilError
 from vigil.policy.bundle import Bundle
 from vigil.policy.spec import ENCODER_FILE
 from vigil.policy.timing import inputs, noise_frames
-from vigil.train.config import load_config
+from vigil.train.config import TrainConfig
 from vigil.train.model import DdimSampler, PolicyNet
 
 ALIKE = 0.01  # share by which the numbers of parameters may differ: a graph holds some constants besides
 
 
-def eager_calls(
-    bundle: Bundle, threads: int, config: Path | None, samples: tuple[int, ...]
-) -> dict[str, Callable[[], Any]]:
-    """``encoder`` and ``sampler, K = ...`` of the network that a bundle was made from, with weights drawn at random.
+def eager_calls(bundle: Bundle, threads: int, samples: tuple[int, ...]) -> dict[str, Callable[[], Any]]:
+    """``encoder`` and ``sampler, K = ...`` of a network of the default settings, with weights drawn at random.
 
     Weights change no times; that the networks are of one kind is checked by the numbers of their parameters.
 
-    Args:
-        config: training settings; None: the defaults, of which the shipped bundle is.
-
     Raises:
-        VigilError: the settings are not those of the bundle, or its sampler has no counterpart here.
+        VigilError: the bundle was made with other settings, or its sampler has no counterpart here.
     """
     spec, sampler = bundle.spec, bundle.sampler
     if sampler.method != "ddim":
         raise VigilError(f"sampler {bundle.sampler_name} is {sampler.method}: only ddim has a counterpart")
-    settings, width = load_config(config), len(spec.action)
+    settings, width = TrainConfig(), len(spec.action)
     flat = {name: torch.full((width,), value) for name, value in (("action_low", -1.0), ("action_high", 1.0))}
     flat |= {
         name: torch.full((len(spec.state),), value)
@@ -77,5 +71,5 @@ def _same_size(bundle: Bundle, file: str, module: nn.Module) -> None:
     )
     if abs(here - there) > ALIKE * there:
         raise VigilError(
-            f"{bundle.file(file)} has {there} parameters, the network of these settings {here}: give the bundle's own with --config"
+            f"{bundle.file(file)} has {there} parameters, the network of these settings {here}: only bundles of the default settings are compared"
         )
