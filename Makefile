@@ -48,7 +48,7 @@ test-fast: lint
 # torch is not part of the set-up: nothing that runs on a robot needs it.
 test-train: setup
 	@$(RUN)python -m pip install --quiet --editable ".[train]"
-	@$(RUN)pytest tests/unit/test_train_*.py
+	@$(RUN)pytest tests/unit/test_train_*.py tests/*/test_lerobot_*.py
 
 bench: setup
 	@for bench in tests/bench/bench_*.py; do echo "== $$bench"; $(RUN)python $$bench || exit 1; done

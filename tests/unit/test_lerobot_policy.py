@@ -323,14 +323,15 @@ def test_missing_statistics_are_refused(copy):
         build_policy(copy, RIG, WISHES)
 
 
-def test_the_command_tells_whose_checkpoint_it_is(unpacked, tmp_path):
+def test_the_command_tells_whose_checkpoint_it_is(tmp_path):
+    folder, _ = unpack("act", tmp_path)
     app, run = build_app("export"), CliRunner().invoke
     out = tmp_path / "bundle"
     done = run(
         app,
         [
             "export",
-            str(unpacked[0]),
+            str(folder),
             "--out",
             str(out),
             "--fps",
@@ -342,7 +343,7 @@ def test_the_command_tells_whose_checkpoint_it_is(unpacked, tmp_path):
     assert done.exit_code == 0, done.output
     assert yaml.safe_load((out / "bundle.yaml").read_text())["name"].startswith("lerobot_")
     for option in (["--camera", "wrist"], ["--scale", "gripper=0"], ["--scale", "gripper=a"]):
-        refused = run(app, ["export", str(unpacked[0]), "--out", str(out), "--fps", "20", *option])
+        refused = run(app, ["export", str(folder), "--out", str(out), "--fps", "20", *option])
         assert refused.exit_code != 0 and option[0] in str(refused.exception or refused.output)
 
 

@@ -40,7 +40,9 @@ COMMANDS = {
         "vigil.run.collect:collect", "Record demonstrations of the scripted expert.", private=True
     ),
     "train": Command("vigil.train.commands:train", "Train a policy bundle from demonstrations."),
-    "export": Command("vigil.train.commands:export", "Export a training checkpoint as a policy bundle."),
+    "export": Command(
+        "vigil.train.commands:export", "Export a checkpoint, ours or LeRobot's, as a policy bundle."
+    ),
     "calibrate": Command(
         "vigil.monitor.calibrate_command:calibrate", "Calibrate the failure monitor of a bundle."
     ),
