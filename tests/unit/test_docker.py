@@ -40,7 +40,7 @@ def test_what_is_copied_exists_and_is_not_ignored():
 def test_the_robot_image_can_export_what_it_records():
     """The extras that its Dockerfile takes from pyproject.toml, by their names there."""
     extras = re.findall(r"\bo\['(\w+)'\]", (DOCKER / "Dockerfile").read_text())
-    assert extras == ["realsense", "dataset"]
+    assert extras == ["cpu", "realsense", "dataset"]
     text = (root() / "pyproject.toml").read_text()
     assert all(re.search(rf"^{extra} = \[", text, re.MULTILINE) for extra in extras)
 
