@@ -157,8 +157,8 @@ def main() -> None:
                     record={"directory": str(work / "episodes"), "images": "none"},
                 )
                 results[seam, on] = run(changed, work, arguments, lambda: progress.advance(shown))
-    limit = min(joint.acceleration for joint in rig.arm.joints.values())
-    report(console, results, arguments, f"{folder.name}, {able[0]}", limit)
+            limit = min(joint.acceleration for joint in rig.arm.joints.values())
+            report(console, results, arguments, f"{folder.name}, {able[0]}", limit)  # what there is so far
 
 
 def report(console: Console, results: dict, arguments: argparse.Namespace, policy: str, limit: float) -> None:

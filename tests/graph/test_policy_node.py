@@ -10,6 +10,7 @@ from array import array
 from contextlib import contextmanager
 
 import numpy as np
+import onnx
 import pytest
 import yaml
 from diagnostic_msgs.msg import DiagnosticArray
@@ -21,8 +22,8 @@ from visualization_msgs.msg import ImageMarker
 from support.live_node import graph, process, wait_for
 from support.tiny_bundle import COLUMNS, HORIZON, NOISE_GAIN, START_FILE, write_tiny_bundle
 from vigil.node import COMMAND, EVENTS, EVIDENCE, LATCHED, SENSOR, nanoseconds, to_stamp
-from vigil.policy.bundle import load_bundle
-from vigil.policy.spec import LOOP_FILE
+from vigil.policy.bundle import file_hash, load_bundle
+from vigil.policy.spec import LOOP_FILE, SPEC_FILE
 from vigil.rig import load_rig, root
 
 NAMESPACE = "policy_test"
@@ -41,13 +42,19 @@ class World:
         self.positions = [0.01 * i for i in range(8)]
         self.size = {"wrist": (640, 480), "scene": (640, 480)}
         self.grey = 102
+        self.encoding = "rgb8"
         self.stamps: set[int] = set()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def image(self, camera: str, stamp: int) -> Image:
         width, height = self.size[camera]
-        message = Image(encoding="rgb8", width=width, height=height, step=3 * width)
+        message = Image(encoding=self.encoding, width=width, height=height, step=3 * width)
+        if self.encoding == "32FC3":
+            message.step = 12 * width
+            message.data = array("B", np.full((height, width, 3), np.nan, np.float32).tobytes())
+            message.header.stamp = to_stamp(stamp)
+            return message
         message.data = array("B", np.full((height, width, 3), self.grey, np.uint8).tobytes())
         message.header.stamp = to_stamp(stamp)
         return message
@@ -175,6 +182,7 @@ def test_synchronised_inputs_make_chunks_at_the_policys_rate(live, bundle):
         ({"positions": [float("nan")] + [0.0] * 7}, "observation", "not finite"),
         ({"names": [f"panda_joint{i}" for i in range(8)]}, "observation", "are missing: got names"),
         ({"size": {"wrist": (320, 240), "scene": (640, 480)}}, "observation", "camera wrist: a frame of"),
+        ({"encoding": "32FC3"}, "observation", "only rgb8 is read"),  # a tensor of nan
     ],
 )
 def test_bad_inputs_make_no_chunk_and_are_named(live, fault, component, reason):
@@ -213,6 +221,16 @@ def test_bundles_are_swapped_only_while_the_arm_holds(live, bundle, tmp_path):
     broken = write_tiny_bundle(tmp_path / "models" / "broken", name="broken")
     (broken / LOOP_FILE).write_bytes(b"x")
     elsewhere = write_tiny_bundle(tmp_path / "models" / "elsewhere", cameras=("front", "wrist"))
+    foreign = write_tiny_bundle(
+        tmp_path / "models" / "foreign", names=tuple(f"panda_joint{i}" for i in range(8))
+    )
+    unknown = write_tiny_bundle(tmp_path / "models" / "unknown")
+    model = onnx.load(unknown / LOOP_FILE)
+    model.graph.node[2].op_type = "Frobnicate"
+    onnx.save(model, unknown / LOOP_FILE)
+    spec = yaml.safe_load((unknown / SPEC_FILE).read_text())
+    spec["hashes"][LOOP_FILE] = file_hash(unknown / LOOP_FILE)
+    (unknown / SPEC_FILE).write_text(yaml.safe_dump(spec))
 
     def load(path):
         return test.call(LoadPolicy, "policy/load", LoadPolicy.Request(path=str(path)))
@@ -222,6 +240,8 @@ def test_bundles_are_swapped_only_while_the_arm_holds(live, bundle, tmp_path):
         for path, reason in (
             (broken, "corrupted"),
             (elsewhere, "front"),
+            (foreign, "panda_joint0"),
+            (unknown, "Frobnicate"),
             (tmp_path / "none", "does not exist"),
         ):
             response = load(path)
