@@ -300,7 +300,9 @@ def test_no_other_place_scales_or_decodes_pictures():
     package = Path(observation.__file__).parents[1]
     sources = {str(path.relative_to(package)): path.read_text() for path in package.rglob("*.py")}
     scaling = {name for name, text in sources.items() if "resize(" in text}
-    assert scaling == {"policy/observation.py", "run/stories.py", "record/dataset/report.py"}
+    # The network of a LeRobot checkpoint may scale by itself: that is within the graph.
+    inside = {"train/lerobot/vision.py"}
+    assert scaling - inside == {"policy/observation.py", "run/stories.py", "record/dataset/report.py"}
     assert {name for name, text in sources.items() if "imdecode" in text} == {"record/pictures.py"}
 
 
