@@ -40,7 +40,7 @@ from vigil.rig import RigConfig, load_rig
 from vigil.run.domains import reserve_domain
 from vigil.run.session import command, derive_rig
 
-VIEWS = 30  # different pictures of each camera
+VIEWS, FEW = 30, 8  # different pictures of each camera; of cameras beyond the first four
 HZ = {
     "JointState": 100.0, "JointTrajectory": 100.0, "Float64MultiArray": 100.0, "ControlState": 100.0, "SimState": 100.0,
     "TeleopCommand": 20.0, "TaskState": 20.0, "ActionChunk": 5.0, "PolicyEvidence": 5.0, "FailureStatus": 5.0,
@@ -163,7 +163,8 @@ def publish(rig: RigConfig, out: Path, room: str) -> None:
         )
         stamps = array("q")
         heapq.heappush(due, (time.monotonic() + 0.5 + len(topics) * 0.0011, len(topics)))
-        topics.append((source, publisher, _serialised(source, message), 1.0 / rate, stamps))
+        views = VIEWS if len(topics) < 8 else FEW
+        topics.append((source, publisher, _serialised(source, message, views), 1.0 / rate, stamps))
     print("publishing", flush=True)
     while not ended.is_set():
         at, number = heapq.heappop(due)
@@ -196,14 +197,14 @@ def _rate(rig: RigConfig, source: Source) -> float:
     return HZ.get(kind_of(source), 0.0)
 
 
-def _serialised(source: Source, message: type) -> list[tuple[bytes, bytes]]:
+def _serialised(source: Source, message: type, views: int) -> list[tuple[bytes, bytes]]:
     """What stands before and after the stamp, of every variant of the message."""
     from rclpy.serialization import serialize_message
 
     known = MessageType(source.type_name, full_definition(source.type_name))
     at, size = (STAMP_AT, _STAMP.size) if source.stamped else (NUMBER_AT, _NUMBER.size)
     made = []
-    for variant in _variants(source, message):
+    for variant in _variants(source, message, views):
         data = serialize_message(variant)
         while not _is_one(known, data):  # it may leave bytes behind a message, which publishing does not
             data = data[:-4]
@@ -221,12 +222,12 @@ def _is_one(known: MessageType, data: bytes) -> bool:
     return True
 
 
-def _variants(source: Source, message: type) -> Iterator[Any]:
+def _variants(source: Source, message: type, views: int) -> Iterator[Any]:
     kind, names = kind_of(source), [f"fr3_joint{i}" for i in range(1, 8)] + ["gripper"]
     seed = zlib.crc32(source.name.encode())
     rng = np.random.default_rng(seed)
     if kind in ("Image", "CompressedImage"):
-        for picture in moving_scene(seed, VIEWS):
+        for picture in moving_scene(seed, views):
             data = picture.tobytes() if kind == "Image" else as_jpeg(picture)
             made = message(data=array("B", data))
             made.header.frame_id = "wrist_color_optical_frame"
