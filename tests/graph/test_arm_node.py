@@ -13,6 +13,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import yaml
+from diagnostic_msgs.msg import DiagnosticArray
 from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
 from rcl_interfaces.srv import SetParameters
 from rclpy.qos import QoSProfile
@@ -154,6 +155,15 @@ class Live:
     def __init__(self, test, world: World, running: subprocess.Popen) -> None:
         self.test, self.world, self.process = test, world, running
         self.states = test.collect(ControlState, "arm/state", LATCHED)
+        self.told = test.collect(DiagnosticArray, "/diagnostics", EVENTS)
+
+    @property
+    def known_alive(self) -> str:
+        """Nodes whose death the arm would notice, as it said last."""
+        found = [
+            v.value for m in list(self.told) for s in m.status for v in s.values if v.key == "nodes_alive"
+        ]
+        return found[-1] if found else ""
 
     @property
     def state(self) -> ControlState:
@@ -389,8 +399,9 @@ def hold_after_kill(live: Live, name: str) -> tuple[float, ControlState]:
     )
     try:
         assert live.test.configure(name) and live.test.activate(name)
+        live.told.clear()
+        wait_for(lambda: name in live.known_alive, what=f"the arm knows that {name} lives")
         live.engage()
-        time.sleep(0.5)  # its liveliness is known
         other.send_signal(signal.SIGKILL)
         killed = time.time_ns()
         state = live.until("HOLD", "missing_input")

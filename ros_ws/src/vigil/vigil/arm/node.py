@@ -358,7 +358,10 @@ class ArmNode(VigilNode):
             "inputs",
             WARN if broken else OK,
             controller.last_refusal or "ok",
-            {f"refused_{kind}": count for kind, count in refused.items()},
+            {
+                "nodes_alive": ", ".join(sorted(controller.inputs.live_nodes)) or "none",
+                **{f"refused_{kind}": count for kind, count in refused.items()},
+            },
         )
 
 

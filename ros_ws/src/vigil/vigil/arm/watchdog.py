@@ -131,6 +131,11 @@ class Inputs:
             self._nodes[name] = alive
 
     @property
+    def live_nodes(self) -> list[str]:
+        """Nodes whose death would be noticed."""
+        return [name for name, alive in self._nodes.items() if alive]
+
+    @property
     def dead_nodes(self) -> list[str]:
         """Nodes that died and are not back."""
         return [name for name, alive in self._nodes.items() if not alive]
