@@ -22,7 +22,20 @@ pytestmark = pytest.mark.slow
 
 def test_a_sweep_is_stopped_and_goes_on(tmp_path):
     out = tmp_path / "sweep"
-    command = [VIGIL, "policy", "sweep", BUNDLE, "--demonstrations", "1", "--rounds", "5", "--seed", "70"]
+    command = [
+        VIGIL,
+        "policy",
+        "sweep",
+        BUNDLE,
+        "--samplers",
+        "ddim",
+        "--demonstrations",
+        "1",
+        "--rounds",
+        "5",
+        "--seed",
+        "70",
+    ]
     command += ["--budget", "5000", "--out", out, "--episodes"]
     ledgers = lambda: sorted(out.glob("*/episodes.jsonl"))  # noqa: E731
     finished = lambda: [p for p in ledgers() if p.parent.name != "demonstrations" and p.stat().st_size]  # noqa: E731
