@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from vigil.policy.spec import EMBEDDING, NOISE_INPUT
+from vigil.policy.timing import interleaved
 from vigil.train.backbones import BACKBONES
 from vigil.train.config import TrainConfig
 from vigil.train.export import Graph, sampler_graphs
@@ -108,20 +108,6 @@ def variants(
     }
 
 
-def measure(runs: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median seconds of every variant."""
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for run in runs.values():
-        run()
-        run()
-    for _ in range(rounds):
-        for name, run in runs.items():
-            began = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - began)
-    return {name: float(np.median(values)) for name, values in seconds.items()}
-
-
 def chosen(only: str) -> Iterator[tuple[str, str]]:
     for backbone in BACKBONES:
         for method in SAMPLERS:
@@ -152,12 +138,12 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)
             runs = variants(sampler, folder, args.samples, args.threads)
-            seconds = measure(runs, args.rounds)
+            timed = interleaved(runs, args.rounds)
             size = (folder / "loop.onnx").stat().st_size / 1e6
-        graph, eager, calls = (seconds[name] for name in ("graph", "torch", "calls"))
+        graph, eager, calls = (timed[name].median for name in ("graph", "torch", "calls"))
         print(
-            f"{backbone:12} {method + ' ' + str(sampler.steps):14} {size:5.1f} {graph * 1e3:7.2f} {eager * 1e3:7.2f} "
-            f"{calls * 1e3:7.2f} {eager / graph:12.2f} {calls / graph:12.2f}",
+            f"{backbone:12} {method + ' ' + str(sampler.steps):14} {size:5.1f} {graph:7.2f} {eager:7.2f} "
+            f"{calls:7.2f} {eager / graph:12.2f} {calls / graph:12.2f}",
             flush=True,
         )
         if eager < LEAST * graph or calls < graph:

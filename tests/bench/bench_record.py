@@ -90,7 +90,7 @@ def measure(folder: Path, images: str, cameras: int, seconds: float, told: list[
     lost, pace, first = 0, [], []
     for name, published in load.published.items():
         image = load.sources[name].image
-        lost += missing(published, kept[name], opened, asked - UNDERWAY, not image)
+        lost += len(missing(published, kept[name], opened, asked - UNDERWAY, not image))
         if image:
             wanted = rig.cameras[0].rate * (asked - opened) / 1e9
             pace.append(((published >= opened) & (published <= asked)).sum() / wanted)

@@ -162,28 +162,37 @@ def main() -> int:
         return report(console, arguments, kills, load, episodes, left)
 
 
+def told(found: np.ndarray, episode: Episode, topic: str) -> list[str]:
+    """Missing messages in words."""
+    if not len(found):
+        return []
+    after = (found - episode.opened) / 1e9
+    return [
+        f"{episode.name} {topic}: {len(found)} missing, {after[0]:.2f} to {after[-1]:.2f} s after its start"
+    ]
+
+
 def report(console: Console, arguments, kills: list[Kill], load: Load, folder: Path, left: Path) -> int:
     finished = [e for kill in kills for e in kill.episodes if e.ended]
-    broken, incomplete = [], 0
+    broken, incomplete, holes = [], 0, []
     for episode in finished:
         path = folder / f"{episode.name}.mcap"
         if not path.exists() or not EpisodeReader(path).complete or not path.with_suffix(".json").exists():
             broken.append(episode.name)
             continue
         kept = recorded(path, load.sources)
-        incomplete += sum(
-            missing(
-                published, kept[name], episode.opened, episode.asked - UNDERWAY, not load.sources[name].image
-            )
-            for name, published in load.published.items()
-        )
+        for name, published in load.published.items():
+            until, whole = episode.asked - UNDERWAY, not load.sources[name].image
+            found = missing(published, kept[name], episode.opened, until, whole)
+            holes += told(found, episode, name)
+            incomplete += len(found)
     losses, inside = [], 0
     for kill in kills:
         if not kill.episodes or kill.episodes[-1].ended:
             continue
         episode = kill.episodes[-1]
-        found = [*folder.glob(f"{episode.name}.{INTERRUPTED}*.mcap"), *folder.glob(f"{episode.name}.mcap")]
-        kept = recorded(found[0], load.sources) if found else {}
+        held = [*folder.glob(f"{episode.name}.{INTERRUPTED}*.mcap"), *folder.glob(f"{episode.name}.mcap")]
+        kept = recorded(held[0], load.sources) if held else {}
         lost = 0.0
         for name, published in load.published.items():
             due = published[
@@ -195,7 +204,9 @@ def report(console: Console, arguments, kills: list[Kill], load: Load, folder: P
             last = int(have[-1]) if len(have) else episode.opened
             lost = max(lost, (int(due[-1]) - last) / 1e9)
             if len(have):
-                inside += missing(published, have, episode.opened, last, not load.sources[name].image)
+                found = missing(published, have, episode.opened, last, not load.sources[name].image)
+                holes += told(found, episode, name)
+                inside += len(found)
         losses.append(lost)
     files = {
         "completed files read to the end": sorted(folder.glob("*.mcap")),
@@ -225,6 +236,8 @@ def report(console: Console, arguments, kills: list[Kill], load: Load, folder: P
         table.add_row(what, figure)
     table.caption = f"load average at the end {os.getloadavg()[0]:.1f}"
     console.print(table)
+    for hole in holes:
+        console.print(hole, highlight=False)
     for name in broken:
         console.print(f"not whole: {name}")
     for (what, reader), (_, bad) in refusals.items():

@@ -9,17 +9,17 @@ over real DDS is measured by `vigil bench policy`.
 from __future__ import annotations
 
 import argparse
-import time
 
 import numpy as np
 
 from vigil.arm.curves import SECOND
 from vigil.policy.bundle import load_bundle
 from vigil.policy.chunks import Running, Situation, scorer_of, select
-from vigil.policy.observation import Observation
+from vigil.policy.observation import Frame, Observation, prepare_image
 from vigil.policy.outlet.node import chunk_message, evidence_message
 from vigil.policy.runtime import PolicyRuntime
 from vigil.policy.ticker import Ticker
+from vigil.policy.timing import Timing, interleaved
 from vigil.rig import load_rig, resolve
 
 
@@ -35,19 +35,22 @@ def main() -> None:
     bundle = load_bundle(resolve(arguments.bundle) if arguments.bundle else rig.bundle_path())
     runtime, spec = PolicyRuntime(bundle, threads=arguments.threads), bundle.spec
     ticker = Ticker(runtime, rig.policy)
-    frames = {name: (rng.integers(0, 255, (480, 640, 3), np.uint8),) for name in spec.cameras}
+    frames = {name: rng.integers(0, 255, (480, 640, 3), np.uint8) for name in spec.cameras}
     state = np.zeros(len(spec.state), np.float32)
     stamp = [1_000 * SECOND]
 
     def whole() -> None:
         stamp[0] += SECOND // 5
-        tick = ticker.begin(Observation(stamp[0], 0, frames, state), driving=True)
+        tick = ticker.begin(
+            Observation(stamp[0], 0, {name: (Frame(rgb),) for name, rgb in frames.items()}, state),
+            driving=True,
+        )
         ticker.sent(tick, 0.02)
         samples = ticker.finish(tick)
         chunk_message(spec, tick, 0, 0.02)
         evidence_message(bundle, tick, 0, samples)
 
-    observation = Observation(stamp[0], 0, frames, state)
+    observation = Observation(stamp[0], 0, {name: (Frame(rgb),) for name, rgb in frames.items()}, state)
     prepared = observation.prepared(spec.image_shape)
     encoded = runtime.encode(prepared, state)
     samples = runtime.draw(encoded, rig.policy.samples, rng)
@@ -66,31 +69,20 @@ def main() -> None:
     parts = {
         "whole tick, messages included": whole,
         "graphs alone, as the tick calls them": graphs,
-        "pictures of two cameras": lambda: observation.prepared(spec.image_shape),
+        "pictures of two cameras": lambda: [prepare_image(rgb, spec.image_shape) for rgb in frames.values()],
         "the running chunk at the new steps": lambda: running.at(stamp[0] + SECOND // 5 + 7, spec.horizon),
         "choice among the candidates": lambda: select(candidates, situation, scorer),
         "message of the chunk": lambda: chunk_message(spec, tick, 0, 0.02),
         "message of the evidence": lambda: evidence_message(bundle, tick, 0, samples),
     }
-    seconds: dict[str, list[float]] = {name: [] for name in parts}
-    for part in parts.values():
-        part()
-    for _ in range(arguments.rounds):
-        for name, part in parts.items():
-            began = time.perf_counter()
-            part()
-            seconds[name].append(time.perf_counter() - began)
+    timed = interleaved(parts, arguments.rounds)
     print(
         f"{bundle.name}, K = {rig.policy.samples}, {arguments.threads} threads, {arguments.rounds} rounds [ms]"
     )
-    for name, values in seconds.items():
-        median, high = np.percentile(values, (50, 99)) * 1e3
-        print(f"  {name:38s} median {median:7.3f}  p99 {high:7.3f}")
-    beside = (
-        np.array(seconds["whole tick, messages included"]) - seconds["graphs alone, as the tick calls them"]
-    )
-    median, high = np.percentile(beside, (50, 99)) * 1e3
-    print(f"  {'the tick beside its graphs':38s} median {median:7.3f}  p99 {high:7.3f}")
+    whole_tick, bare = timed["whole tick, messages included"], timed["graphs alone, as the tick calls them"]
+    timed["the tick beside its graphs"] = Timing(whole_tick.seconds - bare.seconds)
+    for name, timing in timed.items():
+        print(f"  {name:38s} median {timing.median:7.3f}  p99 {timing.p99:7.3f}")
 
 
 if __name__ == "__main__":

@@ -356,15 +356,15 @@ def recorded(path: Path, found: dict[str, Source]) -> dict[str, np.ndarray]:
     return {name: np.array(values, np.int64) for name, values in stamps.items()}
 
 
-def missing(published: np.ndarray, kept: np.ndarray, begin: int, end: int, whole: bool = True) -> int:
-    """Messages published in [``begin``, ``end``] (ns) that are not in ``kept``.
+def missing(published: np.ndarray, kept: np.ndarray, begin: int, end: int, whole: bool = True) -> np.ndarray:
+    """Stamps of messages published in [``begin``, ``end``] (ns) that are not in ``kept``.
 
     ``whole`` False: from the first one that came on, as of a topic that is subscribed only then.
     """
     if not whole and len(kept):
         begin = max(begin, int(kept[0]))
     wanted = published[(published >= begin) & (published <= end)]
-    return int((~np.isin(wanted, kept)).sum())
+    return wanted[~np.isin(wanted, kept)]
 
 
 def main() -> None:

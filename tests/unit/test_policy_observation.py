@@ -111,9 +111,9 @@ def test_cameras_that_expose_together_are_paired_in_any_order_of_arrival(order):
             inputs.add_frame(source, stamp * MS, np.full((480, 640, 3), number, np.uint8))
         observation = inputs.newest()
         if observation is not None:
-            seen = {int(image[0, 0, 0]) for (image,) in observation.images.values()}
+            seen = {int(frame.rgb[0, 0, 0]) for (frame,) in observation.images.values()}
             assert len(seen) == 1, "frames of two exposures in one set"
-    assert observation is not None and observation.images["wrist"][0][0, 0, 0] == 2
+    assert observation is not None and observation.images["wrist"][0].rgb[0, 0, 0] == 2
 
 
 def test_frames_that_were_faster_than_their_joint_state_await_it():
@@ -203,7 +203,7 @@ def history(frames=range(0, 400, 33), joints=range(0, 400, 10), steps=3, dt=0.1,
 
 
 def times(observation, camera="wrist"):
-    return [int(image[0, 0, 0]) for image in observation.images[camera]], observation.state[:, 0].tolist()
+    return [int(frame.rgb[0, 0, 0]) for frame in observation.images[camera]], observation.state[:, 0].tolist()
 
 
 def test_a_history_is_made_of_what_lies_nearest_to_each_of_its_due_times():

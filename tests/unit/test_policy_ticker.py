@@ -12,7 +12,7 @@ from vigil.arm.curves import SECOND
 from vigil.errors import VigilError
 from vigil.policy.bundle import load_bundle
 from vigil.policy.chunks import DECAY, Running
-from vigil.policy.observation import Observation, Rejected
+from vigil.policy.observation import Frame, Observation, Rejected
 from vigil.policy.runtime import PolicyRuntime
 from vigil.policy.ticker import Late, Overtaken, Ticker
 from vigil.rig import PolicyConfig, load_rig
@@ -25,7 +25,7 @@ SAMPLES, CANDIDATES = 6, 2
 
 def observation(stamp=START, state=STATE, grey=102):
     frame = np.full((480, 640, 3), grey, np.uint8)
-    return Observation(stamp, 0, {"wrist": (frame,), "scene": (frame,)}, state)
+    return Observation(stamp, 0, {"wrist": (Frame(frame),), "scene": (Frame(frame),)}, state)
 
 
 @pytest.fixture

@@ -316,6 +316,39 @@ class SpinThread:
             self._executor.spin_until_future_complete(self._asked_to_stop)
 
 
+class Bystander:
+    """A plain node in a context of its own, for what looks at a rig from outside.
+
+    Attributes:
+        node: to make publishers, subscriptions and clients with, before `spin`.
+    """
+
+    def __init__(self, name: str, namespace: str) -> None:
+        """VigilError if ROS 2 does not start."""
+        self._name, self._context = name, rclpy.Context()
+        try:
+            rclpy.init(context=self._context)
+            self.node = rclpy.create_node(name, namespace=namespace, context=self._context)
+        except Exception as error:  # rclpy raises RCLError and RuntimeError here, without a common base
+            raise VigilError(f"ROS 2 communication did not start: {error}") from None
+        self._executor = SingleThreadedExecutor(context=self._context)
+        self._executor.add_node(self.node)
+        self._thread: SpinThread | None = None
+
+    def spin(self, begin: Callable[[], object] = lambda: None) -> None:
+        """Begin to call back, in a thread of its own, in which ``begin`` is called first."""
+        self._thread = SpinThread(self._executor, self._name, begin)
+
+    def close(self) -> None:
+        """Return when no callback runs any more. May be called twice."""
+        if not self._context.ok():
+            return
+        if self._thread is not None:
+            self._thread.close()
+        self.node.destroy_node()
+        rclpy.shutdown(context=self._context)
+
+
 def _signalled() -> Future:
     """A future that is done once SIGINT or SIGTERM arrived.
 

@@ -465,6 +465,11 @@ def resolve(path: str | Path) -> Path:
     return path if path.is_absolute() else root() / path
 
 
+def resolve_here(path: Path) -> Path:
+    """A path that is given on the command line: from here if it exists, else below the workspace root."""
+    return path if path.expanduser().exists() else resolve(path)
+
+
 def rig_path(name_or_path: str | Path) -> Path:
     """File of a rig, given by name (``franka_sim``) or by path."""
     given = str(name_or_path)

@@ -19,7 +19,7 @@ from vigil.bench.ticks import NodeTimes, overhead
 from vigil.errors import VigilError
 from vigil.policy.bundle import Bundle, load_bundle
 from vigil.policy.timing import Timing
-from vigil.rig import RigConfig, load_rig, resolve
+from vigil.rig import RigConfig, load_rig, resolve, resolve_here
 from vigil.run.progress import progress_bar
 from vigil.run.session import derive_rig
 
@@ -72,10 +72,7 @@ def _rig(rig: str, bundle: Path | None, sampler: str | None, threads: int | None
     changes: dict[str, Any] = {}
     if bundle is not None:
         # Another bundle may not have the sampler that the rig names.
-        changes = {
-            "bundle": str((bundle if bundle.exists() else resolve(bundle)).resolve()),
-            "sampler": sampler,
-        }
+        changes = {"bundle": str(resolve_here(bundle).resolve()), "sampler": sampler}
     elif sampler is not None:
         changes = {"sampler": sampler}
     if threads is not None:

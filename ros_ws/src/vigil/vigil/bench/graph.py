@@ -14,6 +14,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from vigil.bench.ticks import SETTLING
 from vigil.policy.bundle import Bundle, bundle_of
 from vigil.policy.observation import prepare_image
 from vigil.policy.runtime import PolicyRuntime
@@ -22,7 +23,6 @@ from vigil.rig import RigConfig, load_rig
 from vigil.scheduling import step_forward
 
 SINGLE = 32  # calls of one sample each, beside one call of as many
-SETTLING = 5
 
 
 def paced(rig: RigConfig, ticks: int, beside: int = 0) -> dict[str, list[float]]:
@@ -100,9 +100,8 @@ def main() -> None:
     parser.add_argument("--beside", type=int, default=0)
     args = parser.parse_args()
     step_forward(all_threads=True)  # as the node; threads of the graphs inherit it
-    print(
-        json.dumps({name: list(np.round(s, 7)) for name, s in paced(load_rig(args.rig), args.ticks).items()})
-    )
+    seconds = paced(load_rig(args.rig), args.ticks, args.beside)
+    print(json.dumps({name: list(np.round(values, 7)) for name, values in seconds.items()}))
 
 
 if __name__ == "__main__":

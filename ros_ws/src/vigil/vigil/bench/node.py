@@ -15,16 +15,14 @@ from collections.abc import Callable
 
 import numpy as np
 import rclpy
-from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from sensor_msgs.msg import Image, JointState
 from vigil_msgs.msg import ActionChunk, PolicyEvidence
 
 from vigil.bench.policy import JOINTS
 from vigil.bench.ticks import Tick, Ticks
-from vigil.errors import VigilError
 from vigil.joints import joint_sources
-from vigil.node import COMMAND, EVIDENCE, SENSOR, SpinThread, nanoseconds, to_stamp
+from vigil.node import COMMAND, EVIDENCE, SENSOR, Bystander, nanoseconds, to_stamp
 from vigil.rig import RigConfig, load_rig
 from vigil.scheduling import step_forward
 
@@ -37,25 +35,17 @@ class Ear:
 
     def __init__(self, rig: RigConfig) -> None:
         self.ticks = Ticks()
-        self._context = rclpy.Context()
-        try:
-            rclpy.init(context=self._context)
-            self._node = rclpy.create_node("bench", namespace=rig.namespace, context=self._context)
-        except Exception as error:  # rclpy raises RCLError and RuntimeError here, without a common base
-            raise VigilError(f"ROS 2 communication did not start: {error}") from None
-        self._executor = SingleThreadedExecutor(context=self._context)
-        self._executor.add_node(self._node)
-        self._node.create_subscription(ActionChunk, "policy/chunk", self._on_chunk, COMMAND)
-        self._node.create_subscription(PolicyEvidence, "policy/evidence", self._on_evidence, EVIDENCE)
-        self._thread = SpinThread(self._executor, "bench")
+        self._side = Bystander("bench", rig.namespace)
+        node = self._side.node
+        node.create_subscription(ActionChunk, "policy/chunk", self._on_chunk, COMMAND)
+        node.create_subscription(PolicyEvidence, "policy/evidence", self._on_evidence, EVIDENCE)
+        self._side.spin()
 
     def __enter__(self) -> Ear:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._thread.close()
-        self._node.destroy_node()
-        rclpy.shutdown(context=self._context)
+        self._side.close()
 
     # Two parameters: rclpy then passes on what the middleware knows of the message.
     def _on_chunk(self, message: ActionChunk, info: dict) -> None:

@@ -34,8 +34,9 @@ from vigil.policy.spec import (
     BundleSpec,
     Sampler,
     image_input,
+    read_spec,
 )
-from vigil.rig import RigConfig, read_yaml, root, validate
+from vigil.rig import RigConfig, root
 
 MONITOR_FOLDER = "monitor"
 UINT8, FLOAT32 = "tensor(uint8)", "tensor(float)"
@@ -125,11 +126,9 @@ def load_bundle(path: str | Path, sampler: str | None = None) -> Bundle:
     path = Path(path).expanduser()
     if not path.is_dir():
         raise VigilError(f"policy bundle {path} does not exist; {_what_exists(path)}")
-    spec_path = path / SPEC_FILE
-    if not spec_path.is_file():
+    if not (path / SPEC_FILE).is_file():
         raise VigilError(f"{path} is no policy bundle: it has no {SPEC_FILE}")
-    data, lines = read_yaml(spec_path)
-    spec = validate(BundleSpec, data, spec_path, lines)
+    spec = read_spec(path)
     sampler = sampler or spec.default_sampler
     spec.sampler(sampler)
     for name in spec.files:
@@ -207,10 +206,9 @@ def signature(path: Path) -> tuple[dict[str, tuple[str, list]], dict[str, tuple[
 
 
 def _check_encoder(path: Path, spec: BundleSpec) -> None:
-    history = () if spec.observation_steps == 1 else (spec.observation_steps,)
-    picture = (UINT8, [1, *history, *spec.image_shape, 3])
+    picture = (UINT8, [1, *spec.history, *spec.image_shape, 3])
     inputs = {image_input(camera): picture for camera in spec.cameras}
-    inputs[STATE_INPUT] = (FLOAT32, [1, *history, len(spec.state)])
+    inputs[STATE_INPUT] = (FLOAT32, [1, *spec.history, len(spec.state)])
     outputs = {EMBEDDING: (FLOAT32, [1, spec.embedding_dim])}
     if spec.context:
         outputs[CONTEXT] = (FLOAT32, [1, *spec.context])

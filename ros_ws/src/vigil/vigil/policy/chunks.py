@@ -156,13 +156,12 @@ def check_scorer(scorer: Scorer, spec: BundleSpec) -> None:
     """Try a scorer on chunks of a policy's shape before anything moves; VigilError as `select`."""
     width = len(spec.action)
     samples = np.random.default_rng(0).standard_normal((2, spec.horizon, width), np.float32)
-    history = () if spec.observation_steps == 1 else (spec.observation_steps,)
     for covered in (0, spec.horizon // 2):
         situation = Situation(
             names=spec.action_names,
             scale=np.array(spec.action_std, np.float32),
             step_dt=spec.step_dt,
-            state=np.zeros((*history, len(spec.state)), np.float32),
+            state=np.zeros((*spec.history, len(spec.state)), np.float32),
             embedding=np.zeros(spec.embedding_dim, np.float32),
             running=np.zeros((covered, width), np.float32),
         )

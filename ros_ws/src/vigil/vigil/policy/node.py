@@ -40,7 +40,7 @@ from vigil.node import (
 from vigil.policy.bundle import load_bundle
 from vigil.policy.contact import Contact
 from vigil.policy.intake.node import Intake, reads
-from vigil.policy.observation import Observation
+from vigil.policy.observation import Frame, Observation
 from vigil.policy.outlet.node import Overlay, chunk_message, evidence_message
 from vigil.policy.runtime import PolicyRuntime
 from vigil.policy.telemetry import Troubles, Window
@@ -76,6 +76,7 @@ class PolicyNode(VigilNode):
         self._ticking = threading.Lock()  # held by the worker from the first to the last act of a tick
         self._wake = threading.Condition()  # guards what follows
         self._job: Job | None = None
+        self._early: list[Frame] = []
         self._stopping = False
         self._ticks = 0
         self._authority = ControlState.HOLD
@@ -110,7 +111,7 @@ class PolicyNode(VigilNode):
         self._intake.restart()
         self._ticker.seed()
         with self._wake:
-            self._job, self._stopping = None, False
+            self._job, self._early, self._stopping = None, [], False
             self._ticks = 0
         self._ticked_at = time.monotonic()
         # The arm waits for chunks, and inference must not hold up the threads that receive images.
@@ -142,8 +143,7 @@ class PolicyNode(VigilNode):
         runtime = PolicyRuntime(
             bundle, threads=settings.threads, provider=settings.provider, samples=settings.samples
         )
-        lead = LOOKAHEAD + 1.0 / rig.control_rate
-        ticker = Ticker(runtime, settings, lead, rig.sim.latency if self.lockstep else None)
+        ticker = Ticker(runtime, settings, self._lead(0.0), rig.sim.latency if self.lockstep else None)
         seconds = runtime.warm_up(settings.samples)
         if seconds > settings.period:
             self.get_logger().warning(
@@ -157,7 +157,7 @@ class PolicyNode(VigilNode):
         return ticker
 
     def _connect(self, ticker: Ticker) -> Intake:
-        return Intake(self, ticker.runtime.bundle.spec, self._on_due, self._refuse)
+        return Intake(self, ticker.runtime.bundle.spec, self._on_due, self._on_early, self._refuse)
 
     # Inputs ---------------------------------------------------------------------------------------------------
 
@@ -178,6 +178,12 @@ class PolicyNode(VigilNode):
             self._job = Job(observation, time.monotonic())
             self._wake.notify()
 
+    def _on_early(self, frame: Frame) -> None:
+        """Have its picture made while the worker would wait."""
+        with self._wake:
+            self._early.append(frame)
+            self._wake.notify()
+
     def _on_control_state(self, message: ControlState) -> None:
         stamp, driving = nanoseconds(message.header.stamp), message.authority in DRIVING
         self._contact.update(stamp, message.names, message.commanded, message.measured)
@@ -185,7 +191,7 @@ class PolicyNode(VigilNode):
             robot = max(message.command_latency, 0.0)
         else:
             robot = self.rig.policy.command_lead
-        self._ticker.lead = LOOKAHEAD + 1.0 / self.rig.control_rate + robot
+        self._ticker.lead = self._lead(robot)
         with self._wake:
             known, was_driving = self._transitions_seen, self._authority in DRIVING
             self._authority, self._transitions_seen = message.authority, message.transition
@@ -196,6 +202,10 @@ class PolicyNode(VigilNode):
             self._ticker.restart(instant)
             if driving:
                 self._intake.begin(instant)
+
+    def _lead(self, robot: float) -> float:
+        """[s] from a chunk's arrival to the motion that it leads to: the arm's own, and the latency of ``robot``."""
+        return LOOKAHEAD + 1.0 / self.rig.control_rate + robot
 
     @property
     def _driving(self) -> bool:
@@ -210,14 +220,18 @@ class PolicyNode(VigilNode):
     def _work(self) -> None:
         while True:
             with self._wake:
-                self._wake.wait_for(lambda: self._job is not None or self._stopping)
+                self._wake.wait_for(lambda: self._job is not None or self._early or self._stopping)
                 if self._stopping:
                     return
             with self._ticking:
                 with self._wake:
-                    job, self._job = self._job, None
-                if job is not None:  # else it was taken back
+                    job, early = self._job, self._early
+                    self._job, self._early = None, []
+                if job is not None:
                     self._do(job)
+                else:  # or the job was taken back
+                    for frame in early:
+                        frame.prepared(self._ticker.runtime.bundle.spec.image_shape)
 
     def _do(self, job: Job) -> None:
         while True:

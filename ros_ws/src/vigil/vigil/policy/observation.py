@@ -6,10 +6,12 @@ cameras with the joint state nearest to them, by acquisition stamps.
 
 from __future__ import annotations
 
+import threading
 from array import array
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -17,7 +19,7 @@ import numpy as np
 from vigil.errors import VigilError
 from vigil.joints import BadJointState, JointSource
 
-Stamped = tuple[int, np.ndarray]  # acquisition time [ns], data
+Stamped = tuple[int, Any]  # acquisition time [ns], a Frame or joints as an array
 
 LEAST_KEPT = 4  # inputs kept per source: enough to pair cameras that run out of phase or one frame late
 FRAMES_KEPT, JOINTS_KEPT = (
@@ -70,23 +72,42 @@ def frame_view(encoding: str, height: int, width: int, step: int, data: array | 
     return np.frombuffer(data, np.uint8).reshape(height, width, 3)
 
 
+class Frame:
+    """A camera frame and the policy's view of it, which is made once, by the thread that needs it first.
+
+    Attributes:
+        rgb: uint8 [H, W, 3].
+    """
+
+    def __init__(self, rgb: np.ndarray) -> None:
+        self.rgb = rgb
+        self._lock = threading.Lock()
+        self._size: tuple[int, int] | None = None
+        self._view: np.ndarray | None = None
+
+    def prepared(self, size: tuple[int, int]) -> np.ndarray:
+        """See `prepare_image`. May be called from several threads."""
+        with self._lock:
+            if self._view is None or self._size != size:
+                self._size, self._view = size, prepare_image(self.rgb, size)
+            return self._view
+
+
 @dataclass(frozen=True)
 class Observation:
     """One synchronised set, or n of them for a policy that reads a history, the newest last.
 
-    ``images`` are the full camera frames, n of uint8 [H, W, 3] each, not yet prepared.
+    ``images`` are n whole frames of each camera.
     """
 
     stamp: int  # [ns] newest input of the set: what a chunk made of it is stamped with
     skew: int  # [ns] newest minus oldest input of the newest set
-    images: Mapping[str, tuple[np.ndarray, ...]]
+    images: Mapping[str, tuple[Frame, ...]]
     state: np.ndarray  # [N] float32, of a history [n, N]; columns as the buffer was told: rad, m
 
-    def prepared(self, size: int | tuple[int, int]) -> dict[str, np.ndarray]:
+    def prepared(self, size: tuple[int, int]) -> dict[str, np.ndarray]:
         """Each camera's picture as the encoder takes it: uint8 [h, w, 3], of a history [n, h, w, 3] (see `prepare_image`)."""
-        pictures = {
-            name: [prepare_image(frame, size) for frame in frames] for name, frames in self.images.items()
-        }
+        pictures = {name: [frame.prepared(size) for frame in frames] for name, frames in self.images.items()}
         plain = self.state.ndim == 1
         return {name: found[0] if plain else np.stack(found) for name, found in pictures.items()}
 
@@ -140,7 +161,7 @@ class ObservationBuffer:
         """An episode begins at ``instant`` [ns]: what is older is nobody's history."""
         self._since = instant
 
-    def add_frame(self, camera: str, stamp: int, rgb: np.ndarray) -> None:
+    def add_frame(self, camera: str, stamp: int, rgb: np.ndarray) -> Frame:
         """Store a frame: uint8 [H, W, 3], ``stamp`` in ns. The array is kept, not copied.
 
         Raises:
@@ -153,7 +174,9 @@ class ObservationBuffer:
                 f"camera {camera}: a frame of {rgb.dtype} {list(rgb.shape)}, the rig says uint8 "
                 f"{list(self._shapes[camera])}: correct the camera's width and height in the rig file"
             )
-        self._add(self._frames[camera], stamp, rgb, FRAMES_KEPT)
+        frame = Frame(rgb)
+        self._add(self._frames[camera], stamp, frame, FRAMES_KEPT)
+        return frame
 
     def add_joints(
         self, stamp: int, names: Sequence[str], positions: Sequence[float], source: int = 0
@@ -169,7 +192,7 @@ class ObservationBuffer:
             raise Rejected(str(error)) from None
         self._add(self._joints[source], stamp, state, JOINTS_KEPT)
 
-    def _add(self, history: deque[Stamped], stamp: int, data: np.ndarray, kept: int) -> None:
+    def _add(self, history: deque[Stamped], stamp: int, data: Frame | np.ndarray, kept: int) -> None:
         if history and stamp < history[-1][0]:
             history.clear()  # the source began anew (a simulation reset, a replayed file): what it said is not its past
         history.append((stamp, data))
@@ -189,7 +212,7 @@ class ObservationBuffer:
         return Observation(
             stamp=max(stamp for stamp, _ in newest),
             skew=skew,
-            images={name: tuple(rgb for _, rgb in taken) for name, taken in frames.items()},
+            images={name: tuple(frame for _, frame in taken) for name, taken in frames.items()},
             state=states[0] if self._steps == 1 else states,
         )
 

@@ -3,17 +3,10 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 from vigil.errors import VigilError
-from vigil.policy.spec import SPEC_FILE, BundleSpec
-from vigil.rig import RigConfig, read_yaml, validate
-
-
-def read_spec(folder: Path) -> BundleSpec:
-    """``bundle.yaml`` of a folder; no graph is looked at. VigilError if it is missing or broken."""
-    data, lines = read_yaml(folder / SPEC_FILE)
-    return validate(BundleSpec, data, folder / SPEC_FILE, lines)
+from vigil.policy.spec import read_spec
+from vigil.rig import RigConfig
 
 
 def frame_period(rig: RigConfig) -> float:

@@ -100,9 +100,8 @@ class PolicyRuntime:
     def warm_up(self, samples: int) -> float:
         """Run on grey images with ``samples`` chunks; seconds of the last run."""
         spec = self.bundle.spec
-        history = () if spec.observation_steps == 1 else (spec.observation_steps,)
-        images = dict.fromkeys(spec.cameras, np.full((*history, *spec.image_shape, 3), 128, np.uint8))
-        state = np.zeros((*history, len(spec.state)), np.float32)
+        images = dict.fromkeys(spec.cameras, np.full((*spec.history, *spec.image_shape, 3), 128, np.uint8))
+        state = np.zeros((*spec.history, len(spec.state)), np.float32)
         noise = np.zeros((samples, self._rows, len(spec.action)), np.float32)
         started = time.perf_counter()
         for _ in range(WARM_UP_RUNS):
@@ -132,7 +131,7 @@ class PolicyRuntime:
         self._check(images, state)
         encoded = self._run_encoder(images, state, memory)
         self._finite(EMBEDDING, encoded.embedding)
-        if encoded.read.size != encoded.embedding.size:
+        if self.bundle.spec.context:
             self._finite(CONTEXT, encoded.read)
         if encoded.memory is not None:
             self._finite(MEMORY_OUTPUT, encoded.memory)
@@ -265,18 +264,17 @@ class PolicyRuntime:
 
     def _check(self, images: Mapping[str, np.ndarray], state: np.ndarray) -> None:
         spec = self.bundle.spec
-        history = () if spec.observation_steps == 1 else (spec.observation_steps,)
         for name in spec.cameras:
             if name not in images:
                 raise Rejected(
                     f"no image of camera {name}: got {sorted(images)}, the policy needs {list(spec.cameras)}"
                 )
-            image, wanted = images[name], (*history, *spec.image_shape, 3)
+            image, wanted = images[name], (*spec.history, *spec.image_shape, 3)
             if image.dtype != np.uint8 or image.shape != wanted:
                 raise Rejected(
                     f"image of camera {name} is {image.dtype} {list(image.shape)}, the policy takes uint8 {list(wanted)}"
                 )
-        if state.shape != (*history, len(spec.state)) or not np.isfinite(state).all():
+        if state.shape != (*spec.history, len(spec.state)) or not np.isfinite(state).all():
             raise Rejected(
                 f"state {np.array2string(state, precision=3)} of shape {list(state.shape)}: the policy takes "
                 f"{len(spec.state)} finite values ({', '.join(spec.state_names)})"

@@ -26,12 +26,13 @@ Each call's chunks begin at the observation of that call; the first ``emitted`` 
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from vigil.errors import VigilError
-from vigil.rig import Name, Positive, Strict
+from vigil.rig import Name, Positive, Strict, read_yaml, validate
 
 SPEC_FILE = "bundle.yaml"
 ENCODER_FILE = "encoder.onnx"
@@ -206,6 +207,11 @@ class BundleSpec(Strict):
         return self.image_size if isinstance(self.image_size, tuple) else (self.image_size, self.image_size)
 
     @property
+    def history(self) -> tuple[int, ...]:
+        """The dimension that pictures and states have more where the encoder reads several: (n,), else ()."""
+        return () if self.observation_steps == 1 else (self.observation_steps,)
+
+    @property
     def state_names(self) -> tuple[str, ...]:
         return tuple(column.name for column in self.state)
 
@@ -238,6 +244,13 @@ class BundleSpec(Strict):
         uncounted: dict[str, Any] = {"training": True, "parity": True, **_unused(self, LATER_FIELDS)}
         uncounted["samplers"] = {sampler: _unused(chosen, LATER_SAMPLER_FIELDS)}
         return hashlib.sha256(alone.model_dump_json(exclude=uncounted).encode()).hexdigest()
+
+
+def read_spec(folder: Path) -> BundleSpec:
+    """``bundle.yaml`` of a folder; no graph is looked at. VigilError if it is missing or broken."""
+    path = folder / SPEC_FILE
+    data, lines = read_yaml(path)
+    return validate(BundleSpec, data, path, lines)
 
 
 LATER_FIELDS = ("observation_steps", "observation_dt", "memory", "context")

@@ -17,10 +17,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from vigil.errors import VigilError
 from vigil.record.continuity import Continuity
+from vigil.record.dataset.streams import told
 from vigil.record.writer import Counts
 
 METADATA = "vigil_episode"
 OUTCOMES = ("success", "failure", "intervened_success", "discarded")
+GOOD = ("success", "intervened_success")  # outcomes of episodes that are worth imitating and comparing with
 DISCARDED = "discarded"
 INTERRUPTED = "interrupted"  # termination reason of an episode whose recorder ended first
 PERTURBATION = "perturbation"  # what a mark without a label means
@@ -114,7 +116,8 @@ class EpisodeRecord(Strict):
 
     def note_gaps(self, continuity: Continuity) -> None:
         """Take over the holes in the streams."""
-        for name, gaps in continuity.gaps(self.start_ns).items():
+        holes = continuity.gaps(self.start_ns)
+        for name, gaps in holes.items():
             self.topics[name].gaps = [
                 GapFacts(
                     kind=gap.kind,
@@ -125,7 +128,7 @@ class EpisodeRecord(Strict):
                 )
                 for gap in gaps
             ]
-        self.labels = continuity.labels(self.start_ns)
+        self.labels = [label for gaps in holes.values() for label in told(gaps)]
 
     def metadata(self) -> dict[str, dict[str, str]]:
         """As an MCAP metadata record: the plain facts as text, and all of it as JSON."""

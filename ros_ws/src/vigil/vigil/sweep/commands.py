@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from vigil.errors import VigilError
-from vigil.rig import load_rig, resolve
+from vigil.rig import load_rig, resolve, resolve_here
 from vigil.run.collect import Collection, record_demonstrations
 from vigil.run.episodes import require_simulation
 from vigil.sweep import report, sweep
@@ -80,11 +80,6 @@ def sweep_command(
             f"stopped; the same command with --out {folder} goes on", style="yellow", markup=False
         )
         raise typer.Exit(130) from None
-
-
-def resolve_here(path: Path) -> Path:
-    """A path as given if it exists from here, else below the workspace root, as rig files name bundles."""
-    return path if path.expanduser().exists() else resolve(path)
 
 
 def _run(wanted: sweep.Wanted, found: list[sweep.Candidate], budget_ms: float, console: Console) -> None:

@@ -19,9 +19,9 @@ from vigil.policy.spec import BundleSpec
 from vigil.record.dataset.prepare import Wanted, find_recordings, prepare
 from vigil.record.dataset.resample import Grid
 from vigil.record.dataset.source import read_source
+from vigil.record.episode import GOOD
 
 INFO = Path("meta") / "info.json"  # what makes a folder a LeRobotDataset
-GOOD = ("success", "intervened_success")  # outcomes of episodes that are worth comparing with
 
 
 @dataclass(frozen=True)

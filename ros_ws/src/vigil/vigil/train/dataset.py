@@ -20,9 +20,9 @@ from vigil.errors import VigilError
 from vigil.policy.observation import prepare_image
 from vigil.record.dataset.layout import DELETED, INFO
 from vigil.record.dataset.reader import DatasetReader
+from vigil.record.episode import GOOD
 from vigil.train.config import TrainConfig
 
-LEARNT = ("success", "intervened_success")  # outcomes of episodes that are worth imitating
 CONTROLLED = ("policy", "operator", "blended")
 
 
@@ -68,8 +68,7 @@ def read_dataset(
     chosen = [
         number
         for number in reader.episodes
-        if reader.rows[number]["tasks"] == [text]
-        and reader.rows[number].get("x_outcome", "success") in LEARNT
+        if reader.rows[number]["tasks"] == [text] and reader.rows[number].get("x_outcome", "success") in GOOD
     ]
     shown = track(chosen, "reading", transient=True, disable=not sys.stderr.isatty())
     parts = [_read_episode(reader, number, order, cameras, config) for number in shown]
@@ -77,7 +76,7 @@ def read_dataset(
     if not parts:
         raise VigilError(
             f"{root} has no rows to learn from: none of its {len(reader.rows)} episodes of the task {text!r} ended in "
-            f"{' or '.join(LEARNT)} with somebody in control"
+            f"{' or '.join(GOOD)} with somebody in control"
         )
     weights = np.concatenate([part.weights for part in parts])
     if not weights.any():

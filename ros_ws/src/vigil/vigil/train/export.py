@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,8 +99,7 @@ class Graph:
         program.save(folder / self.file, external_data=False)
         strip_origin(folder / self.file)
         note_weights(folder / self.file, self.module)
-        session = InferenceSession(folder / self.file, providers=["CPUExecutionProvider"])
-        made = session.run(list(self.outputs), {name: value.numpy() for name, value in self.inputs.items()})
+        made = run_graph(folder / self.file, self.outputs, self.inputs)
         with torch.inference_mode():
             expected = self.module(*values)
         expected = (expected,) if isinstance(expected, Tensor) else expected
@@ -107,6 +107,12 @@ class Graph:
             _difference(made, wanted, self.module.net if name == CHUNKS_OUTPUT else None)
             for name, made, wanted in zip(self.outputs, made, expected, strict=True)
         )
+
+
+def run_graph(path: Path, outputs: Sequence[str], inputs: Mapping[str, Tensor]) -> list[np.ndarray]:
+    """One call of an exported graph."""
+    session = InferenceSession(path, providers=["CPUExecutionProvider"])
+    return session.run(list(outputs), {name: value.numpy() for name, value in inputs.items()})
 
 
 def export_bundle(

@@ -7,14 +7,18 @@ from collections.abc import Callable
 
 from sensor_msgs.msg import Image, JointState
 
+from vigil.errors import VigilError
 from vigil.inbox.node import Inbox
 from vigil.joints import joint_sources
 from vigil.node import SENSOR, VigilNode, nanoseconds
-from vigil.policy.observation import Observation, ObservationBuffer, Rejected, frame_view
+from vigil.policy.observation import Frame, Observation, ObservationBuffer, Rejected, frame_view
 from vigil.policy.schedule import Aligned, Schedule
 from vigil.policy.spec import BundleSpec
 from vigil.policy.telemetry import Window
+from vigil.record.cdr import MessageType
+from vigil.record.definitions import full_definition
 
+IMAGE = "sensor_msgs/msg/Image"
 JOINTS_LATE = 0.003  # [s] after which a joint state that images were faster than is looked for again
 
 
@@ -24,6 +28,7 @@ class Intake:
     Args:
         node: its ``inbox`` is asked when a set may be complete, and has to hand over the joint states that came (`add_joints`).
         on_due: called with an observation when a period has passed.
+        on_early: called with a frame of the next observation while others of its inputs are still on their way.
         on_refused: called with what was not used, and why.
     """
 
@@ -32,11 +37,13 @@ class Intake:
         node: VigilNode,
         spec: BundleSpec,
         on_due: Callable[[Intake, Observation], None],
+        on_early: Callable[[Frame], None],
         on_refused: Callable[[str, str], None],
     ) -> None:
         rig = node.rig
         self.reads = reads(spec)
-        self._node, self._on_due, self._on_refused = node, on_due, on_refused
+        self._node, self._on_due, self._on_early, self._on_refused = node, on_due, on_early, on_refused
+        self._size = spec.image_shape
         self._lockstep = node.lockstep
         cameras = [rig.camera(name) for name in spec.cameras]
         self._lock = threading.Lock()  # guards the next three
@@ -53,9 +60,10 @@ class Intake:
         self._schedule = Aligned(period) if self._lockstep else Schedule(period, tolerance)
         self._joints_awaited = False
         self.ages = {name: Window() for name in spec.cameras}
+        self._decode = MessageType(IMAGE, full_definition(IMAGE)).decode
         self._images = Inbox(node)
         for name in spec.cameras:
-            self._images.listen(Image, f"{name}/color/image_raw", self._listener(name), SENSOR)
+            self._images.listen(Image, f"{name}/color/image_raw", self._listener(name), SENSOR, raw=True)
         self._images.attend(self._patience, self._on_joints_late)
 
     def restart(self) -> None:
@@ -96,31 +104,38 @@ class Intake:
         if self._lockstep:
             self.offer()
 
-    def offer(self) -> None:
+    def offer(self) -> bool:
         """Hand the newest complete set over if it is due."""
         with self._lock:
             observation = self._buffer.newest()
             due = observation is not None and self._schedule.due(observation.stamp)
         if due:
             self._on_due(self, observation)
+        return due
 
-    def _listener(self, camera: str) -> Callable[[Image], None]:
-        def on_image(message: Image) -> None:
+    def _listener(self, camera: str) -> Callable[[bytes], None]:
+        # Serialised, since rclpy takes more than a millisecond to make a message of a picture, and we only look at its bytes.
+        def on_image(data: bytes) -> None:
             if not self._node.active:
                 return
-            stamp = nanoseconds(message.header.stamp)
-            self.ages[camera].add((self._node.now() - stamp) / 1e9)
             try:
+                message = self._decode(data)
+                stamp = nanoseconds(message.header.stamp)
+                self.ages[camera].add((self._node.now() - stamp) / 1e9)
                 rgb = frame_view(message.encoding, message.height, message.width, message.step, message.data)
                 with self._lock:
-                    self._buffer.add_frame(camera, stamp, rgb)
+                    frame = self._buffer.add_frame(camera, stamp, rgb)
                     expected = self._schedule.expects(stamp)
-            except Rejected as error:
+            except VigilError as error:
                 self._on_refused(f"image {camera}", str(error))
                 return
             if expected:  # most images are not: the cameras are faster than the policy
                 self._node.inbox.fetch()
-                self.offer()
+                # Resizing takes longer than anything else here: this thread and the worker share it.
+                if self.offer():
+                    frame.prepared(self._size)
+                else:
+                    self._on_early(frame)
                 with self._lock:
                     self._joints_awaited = self._buffer.awaits_joints
 

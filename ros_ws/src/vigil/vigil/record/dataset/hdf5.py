@@ -33,10 +33,10 @@ from vigil.record.dataset.export import Outcome
 from vigil.record.dataset.files import owned, publish
 from vigil.record.dataset.frames import Table
 from vigil.record.dataset.prepare import Prepared, Wanted, prepare, summary
+from vigil.record.episode import GOOD
 
 Tell = Callable[[str, int], None]
 SETTINGS = "vigil_settings"
-GOOD = ("success", "intervened_success")
 _APART = ("state", "action")  # columns of a `Table` that have a place of their own
 
 

@@ -14,17 +14,15 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import rclpy
 from rclpy.client import Client
 from rclpy.clock import Clock, ClockType
-from rclpy.executors import SingleThreadedExecutor
 from std_srvs.srv import SetBool, Trigger
 from vigil_msgs.msg import ActionChunk, ControlState, EpisodeState, FailureStatus, TaskState
 from vigil_msgs.srv import EndEpisode, ResetSim, StartEpisode
 
 from vigil.errors import VigilError
 from vigil.inbox.node import Inbox
-from vigil.node import COMMAND, EVENTS, LATCHED, SpinThread
+from vigil.node import COMMAND, EVENTS, LATCHED, Bystander
 from vigil.rig import RigConfig
 from vigil.scheduling import stand_back
 
@@ -72,21 +70,15 @@ class RigClient:
         }
         self._received: dict[str, float] = {}
         self._news = threading.Condition()
-        self._context = rclpy.Context()
-        try:
-            rclpy.init(context=self._context)
-            self._node = rclpy.create_node("rig_client", namespace=rig.namespace, context=self._context)
-        except Exception as error:  # rclpy raises RCLError and RuntimeError here, without a common base
-            raise VigilError(f"ROS 2 communication did not start: {error}") from None
-        self._executor = SingleThreadedExecutor(context=self._context)
-        self._executor.add_node(self._node)
+        self._side = Bystander("rig_client", rig.namespace)
+        self._node = self._side.node
         self._callers = {name: self._node.create_client(kind, name) for name, kind in SERVICES.items()}
         self._inbox = Inbox(self._node)
         for name, (topic, kind, qos, _) in TOPICS.items():
             self._inbox.listen(kind, topic, partial(self._receive, name), qos)
         clock = Clock(clock_type=ClockType.STEADY_TIME)
         self._node.create_timer(LOOK_EVERY, self._inbox.fetch, clock=clock)
-        self._thread = SpinThread(self._executor, "rig_client", stand_back)
+        self._side.spin(stand_back)
 
     def __enter__(self) -> RigClient:
         return self
@@ -96,10 +88,7 @@ class RigClient:
 
     def close(self) -> None:
         """Leave the graph."""
-        if self._context.ok():
-            self._thread.close()
-            self._node.destroy_node()
-            rclpy.shutdown(context=self._context)
+        self._side.close()
 
     # What the rig said ----------------------------------------------------------------------------------------
 

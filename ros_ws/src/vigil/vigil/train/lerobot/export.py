@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 import torch
-from onnxruntime import InferenceSession
 from torch import Tensor, nn
 
 from vigil.errors import VigilError
@@ -31,7 +30,7 @@ from vigil.policy.spec import (
     image_input,
 )
 from vigil.rig import RigConfig
-from vigil.train.export import PARITY_SAMPLES, strip_origin
+from vigil.train.export import MOST_SAMPLES, PARITY_SAMPLES, TOLERANCE, run_graph, strip_origin
 from vigil.train.lerobot import act, diffusion
 from vigil.train.lerobot.binding import Binding, Unit, Wishes, bind
 from vigil.train.lerobot.checkpoint import Checkpoint, read_checkpoint
@@ -40,8 +39,6 @@ from vigil.train.lerobot.loop import ADDED, COEFFICIENTS, FILM, NEXT, OBSERVED, 
 from vigil.train.lerobot.normalise import Normaliser
 
 DDIM_STEPS = 10  # of policies that were tested with many steps of DDPM
-TOLERANCE = 1e-4  # [normalised units]
-MOST_SAMPLES = 4096  # K of one call
 
 
 class RigUnits(nn.Module):
@@ -248,8 +245,7 @@ def _write_sampler(policy: Policy, inputs: dict[str, Tensor], path: Path) -> Non
         COEFFICIENTS: sampler.coefficients[0],
         **({ADDED: x} if sampler.ancestral else {}),
     }
-    finish = RigTargets(Part(sampler, "finish"), ()).eval()
-    finish.scale, finish.zero = policy.sampler.scale, policy.sampler.zero
+    finish = RigTargets(Part(sampler, "finish"), policy.binding.action_units)
     parts = []
     for module, given, made in (
         (Part(sampler, "start"), {EMBEDDING: embedding}, OBSERVED),
@@ -297,8 +293,7 @@ def _parity(
     Raises:
         VigilError: it is more than the tolerance.
     """
-    session = InferenceSession(path, providers=["CPUExecutionProvider"])
-    made = session.run(list(outputs), {name: value.numpy() for name, value in inputs.items()})
+    made = run_graph(path, outputs, inputs)
     with torch.inference_mode():
         wanted = module(*inputs.values())
     wanted = wanted if isinstance(wanted, tuple) else (wanted,)
