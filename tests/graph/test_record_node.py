@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from array import array
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -180,6 +181,26 @@ def test_an_episode_holds_what_was_published(recorder, rig):
     assert any(state.recording and state.episode_id == "one" for state in states)
 
 
+def test_a_recorder_that_was_just_started_waits_for_the_publishers(rig, tmp_path):
+    """What they say before it knows them would be missing, and nobody would know."""
+    with (
+        graph(NAMESPACE) as client,
+        process("vigil.record.node", "record", NAMESPACE, tmp_path / "log", rig=rig.path),
+    ):
+        assert client.configure("record")
+        assert client.activate("record")
+        with ThreadPoolExecutor() as pool:
+            answer = pool.submit(start, client)
+            with graph(NAMESPACE) as others, World(others.node) as world:
+                answer.result()
+                first = len(world.sent)
+                wait_for(lambda: len(world.sent) > first + 100)
+                path = end(client).path
+    stamps = EpisodeReader(path).columns("franka/joint_states", ["header.stamp"])["header.stamp"].tolist()
+    sent = world.sent[first : first + 100]
+    assert [stamp for stamp in stamps if sent[0] <= stamp <= sent[-1]] == sent
+
+
 def test_holes_are_told_while_they_last_and_stay_with_the_episode_and_its_data_set(recorder, tmp_path):
     """Complaint 5 of users of other recorders: a camera dies unnoticed. Also a hole in the joints, and a clock set back."""
     client, _ = recorder
@@ -259,6 +280,9 @@ def test_a_full_disk_is_told_and_what_was_written_is_read(recorder, rig):
             ),
             what="it is in the diagnostics",
         )
+        # How much of the room was left over depends on how large the chunks were; a little is enough for the file's end.
+        room = part.stat().st_size + (256 << 10)
+        resource.prlimit(running.pid, resource.RLIMIT_FSIZE, (room, before[1]))
         answer = end(client, "failure", "disk_full")
         assert answer.success and "disk error" in answer.message
         resource.prlimit(running.pid, resource.RLIMIT_FSIZE, before)

@@ -10,14 +10,17 @@ second that costs a fifth, and the middleware notes the time of reception anyway
 from __future__ import annotations
 
 import threading
+import time
 from bisect import bisect_right
 from collections.abc import Iterable
 from functools import partial
 from typing import Any, NamedTuple
 
+from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.task import Future
 from vigil_msgs.msg import EpisodeMark, EpisodeState
 from vigil_msgs.srv import EndEpisode, MarkEpisode, StartEpisode
 
@@ -34,6 +37,8 @@ from vigil.record.writer import Topic
 from vigil.rig import resolve
 
 FETCH_PERIOD = 0.02  # s
+DISCOVERY, MATCHING = 2.0, 0.5
+"""[s] That an episode waits at most for a recorder that was just started to know all publishers, and these to know it."""
 QUEUE, IMAGE_QUEUE = 400, 30  # messages that the middleware holds for us between two fetches
 
 
@@ -85,7 +90,9 @@ class RecordNode(VigilNode):
             if not source.image:
                 self._take_in(name, source)
         self._state_publisher = self.advertise(EpisodeState, "record/episode", LATCHED)
-        self.serve(StartEpisode, "record/start", self._on_start)
+        # A group of its own: while it waits, every other callback goes on.
+        alone = MutuallyExclusiveCallbackGroup()
+        self.serve(StartEpisode, "record/start", self._on_start, callback_group=alone)
         self.serve(EndEpisode, "record/end", self._on_end)
         # Whoever stands beside the robot may also publish marks; all come in by the topic.
         self._marks = self.advertise(EpisodeMark, "record/marks", EVENTS)
@@ -99,6 +106,8 @@ class RecordNode(VigilNode):
         ).start()
 
     def start(self) -> None:
+        self._ready, self._wait_until = Future(executor=self.executor), time.monotonic() + DISCOVERY
+        self._unheard = set(self._inputs)
         clock = Clock(clock_type=ClockType.STEADY_TIME)
         self._beats = [
             self.create_timer(FETCH_PERIOD, self._fetch, clock=clock),
@@ -109,6 +118,7 @@ class RecordNode(VigilNode):
     def stop(self) -> None:
         for timer in self._beats:
             self.destroy_timer(timer)
+        self._ready.set_result(None)
         if self._session is not None:
             self._fetch(all_of_it=True)
             session = self._close()
@@ -150,8 +160,10 @@ class RecordNode(VigilNode):
 
     # Services -------------------------------------------------------------------------------------------------
 
-    def _on_start(self, request: StartEpisode.Request, response: StartEpisode.Response) -> Any:
+    async def _on_start(self, request: StartEpisode.Request, response: StartEpisode.Response) -> Any:
         try:
+            self._require_active()
+            await self._ready
             self._require_active()
             if self._session is not None:
                 raise VigilError(
@@ -302,6 +314,8 @@ class RecordNode(VigilNode):
                     sent, received = info["source_timestamp"], info["received_timestamp"]
                     self._fetched += 1
                     arrivals.append(Arrival(received, self._fetched, topic, sent, data))
+        if not self._ready.done():
+            self._look_for_publishers({arrival.topic for arrival in arrivals})
         arrivals.sort()
         if not all_of_it:
             ready = bisect_right(arrivals, last) if last else 0
@@ -319,6 +333,15 @@ class RecordNode(VigilNode):
             self._state.recording = False
             self._state.termination_reason = f"recording stopped: {self._session.stopped}"
             self._publish()
+
+    def _look_for_publishers(self, heard: set[str]) -> None:
+        """What is published before publisher and recorder know each other is lost: no episode begins before that."""
+        now = time.monotonic()
+        self._unheard -= heard
+        if all(self.count_publishers(topic) for topic in self._unheard):
+            self._wait_until = min(self._wait_until, now + MATCHING)
+        if not self._unheard or now > self._wait_until:
+            self._ready.set_result(None)
 
     def _put_owed(self, received: int) -> None:
         """What was published once and for ever, before the first message: log times never decrease."""
