@@ -187,7 +187,7 @@ def test_memory_begins_at_zero_and_is_carried_by_the_caller(tmp_path, images):
 def test_samplers_read_the_context_where_there_is_one(tmp_path, images):
     runtime = made(tmp_path, context=True, memory=True)
     encoded = runtime.encode(images, STATE)
-    assert encoded.embedding.shape == (11,) and encoded.read.shape == (1, 2, 11)
+    assert encoded.embedding.shape == (11,) and encoded.read.shape() == [1, 2, 11]
     noise = np.random.default_rng(1).standard_normal((2, HORIZON, 8), dtype=np.float32)
     drawn = runtime.draw(encoded, 2, np.random.default_rng(1))
     assert drawn == pytest.approx(STATE + NOISE_GAIN * noise, abs=1e-6)

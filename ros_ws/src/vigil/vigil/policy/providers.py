@@ -113,6 +113,11 @@ def candidates(
     return tuple(name for name in wanted if name not in reasons), reasons
 
 
+def device_of(session: ort.InferenceSession) -> str:
+    """Where a session's outputs are computed, as ONNX Runtime calls it."""
+    return "cpu" if session.get_providers()[0] == CPU else "cuda"
+
+
 def why_not(name: str) -> str:
     """Why a provider that this build has did not start though there is a GPU, in words."""
     folder = Path(ort.__file__).parent / "capi"

@@ -21,6 +21,7 @@ from vigil.policy.providers import (
     cache_folder,
     candidates,
     check_running,
+    device_of,
     find_gpu,
     options_of,
     preload,
@@ -51,7 +52,7 @@ class Encoded:
     """What the encoder made of one observation."""
 
     embedding: np.ndarray  # [E] float32
-    read: np.ndarray  # [1, ...] float32: what the sampler reads, embedding or context
+    read: ort.OrtValue  # [1, ...] float32 where it was computed: what the sampler reads, embedding or context
     memory: np.ndarray | None  # [M] float32, a recurrent policy's state after this observation
 
 
@@ -132,7 +133,7 @@ class PolicyRuntime:
         encoded = self._run_encoder(images, state, memory)
         self._finite(EMBEDDING, encoded.embedding)
         if self.bundle.spec.context:
-            self._finite(CONTEXT, encoded.read)
+            self._finite(CONTEXT, encoded.read.numpy())
         if encoded.memory is not None:
             self._finite(MEMORY_OUTPUT, encoded.memory)
         return encoded
@@ -217,15 +218,15 @@ class PolicyRuntime:
             feed[MEMORY_INPUT] = np.zeros((1, spec.memory), np.float32) if memory is None else memory[None]
             outputs.append(MEMORY_OUTPUT)
         made = dict(zip(outputs, self._run(self._encoder, outputs, feed), strict=True))
-        embedding, after = made[EMBEDDING], made.get(MEMORY_OUTPUT)
-        return Encoded(embedding[0], made.get(CONTEXT, embedding), None if after is None else after[0])
+        after = made[MEMORY_OUTPUT].numpy()[0] if spec.memory else None
+        return Encoded(made[EMBEDDING].numpy()[0], made[self._reads], after)
 
     def _run_loop(self, noise: np.ndarray, encoded: Encoded, known: Known | None) -> np.ndarray:
         feed = {NOISE_INPUT: noise, self._reads: encoded.read}
         if self.sampler.inpaint:
             known = known or self._free
             feed[KNOWN_INPUT], feed[KNOWN_WEIGHT_INPUT] = known.positions[None], known.weight[None]
-        return self._run(self._loop, [CHUNKS_OUTPUT], feed)[0]
+        return self._run(self._loop, [CHUNKS_OUTPUT], feed)[0].numpy()
 
     def _run_stream(
         self, noise: np.ndarray, buffer: np.ndarray | None, encoded: Encoded
@@ -234,7 +235,7 @@ class PolicyRuntime:
         if buffer is not None:
             feed[BUFFER_INPUT], session = buffer, self._loop
         chunks, after = self._run(session, [CHUNKS_OUTPUT, BUFFER_OUTPUT], feed)
-        return chunks, after
+        return chunks.numpy(), after.numpy()
 
     @property
     def _rows(self) -> int:
@@ -245,10 +246,20 @@ class PolicyRuntime:
         return CONTEXT if self.bundle.spec.context else EMBEDDING
 
     def _run(
-        self, session: ort.InferenceSession, outputs: list[str], feed: dict[str, np.ndarray]
-    ) -> list[np.ndarray]:
+        self, session: ort.InferenceSession, outputs: list[str], feed: Mapping[str, np.ndarray | ort.OrtValue]
+    ) -> list[ort.OrtValue]:
+        """Outputs stay where they were computed: what one graph makes for the other does not leave a GPU."""
         try:
-            return session.run(outputs, feed)
+            binding = session.io_binding()
+            arrays = {k: np.ascontiguousarray(v) for k, v in feed.items() if isinstance(v, np.ndarray)}
+            for name, array in arrays.items():  # they have to live until the call is over
+                binding.bind_cpu_input(name, array)
+            for name in feed.keys() - arrays.keys():
+                binding.bind_ortvalue_input(name, feed[name])
+            for name in outputs:
+                binding.bind_output(name, device_of(session))
+            session.run_with_iobinding(binding)
+            return binding.get_outputs()
         except Exception as error:  # ONNX Runtime has no common base class for its errors
             reason = str(error).strip().splitlines()[0][:300]
             raise VigilError(f"ONNX Runtime failed on bundle {self.bundle.path}: {reason}") from None
