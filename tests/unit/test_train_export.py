@@ -159,6 +159,39 @@ def test_a_sampler_more_leaves_everything_else_as_it_was(bundle, diffusion):
     ]
 
 
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp16", 0.02), ("int8", 0.2)])
+def test_fewer_bits_keep_the_tolerance_that_was_stated(precision, tolerance, bundle):
+    before = load_bundle(bundle)
+    added = export_bundle(bundle, bundle, SamplerRequest(steps=3, precision=precision, tolerance=tolerance))
+    name = f"ddim_{precision}"
+    assert (added.sampler_name, added.sampler.precision) == (name, precision)
+    assert 1e-5 < added.spec.parity.chunks <= tolerance == added.spec.parity.tolerance
+    assert added.spec.identity("ddim") == before.content_hash != added.content_hash
+    assert (bundle / added.sampler.file).stat().st_size < 0.8 * (bundle / s.LOOP_FILE).stat().st_size
+    noise = np.random.default_rng(0).standard_normal((4, 8, 3), np.float32)
+    (_, full), (_, low) = (PolicyRuntime(b).run(*observation(), noise) for b in (before, added))
+    assert low.dtype == np.float32 and 0 < np.abs(full - low).max() <= tolerance
+    with pytest.raises(VigilError, match=f"sampler {name} of bundle .* is {precision}: the trained weights"):
+        load_policy(bundle, sampler=name)
+    assert load_policy(bundle, "ddim").sampler == "ddim"
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"precision": "fp16"}, "state one"),
+        ({"tolerance": 0.1}, "none for fp32, which keeps 1e-04"),
+        ({"precision": "int8", "tolerance": 2.0}, "between 0 and 1"),
+        ({"precision": "fp16", "tolerance": 1e-9}, "more than 1e-09: nothing was written"),
+    ],
+)
+def test_a_tolerance_is_stated_and_kept(changes, why, bundle):
+    before = {path.name: path.read_bytes() for path in bundle.iterdir()}
+    with pytest.raises(VigilError, match=why):
+        export_bundle(bundle, bundle, SamplerRequest("ddim", steps=3, **changes))
+    assert {path.name: path.read_bytes() for path in bundle.iterdir()} == before
+
+
 def test_a_bundle_is_a_checkpoint(bundle, diffusion, tmp_path):
     _, net = diffusion
     read = load_policy(bundle)

@@ -69,6 +69,8 @@ class Column(Strict):
 
 Method = Literal["ddim", "ddpm", "dpm_solver", "euler", "midpoint", "mean_flow", "streaming", "direct"]
 
+Precision = Literal["fp32", "fp16", "int8"]
+
 
 class Sampler(Strict):
     """One way to draw chunks: a graph, and the number of calls of the denoiser unrolled in it."""
@@ -84,6 +86,7 @@ class Sampler(Strict):
     noise_rows: Annotated[int, Field(ge=1)] | None = Field(
         None, description="R, rows of noise that one chunk is made of; None: as many as it has steps"
     )
+    precision: Precision = Field("fp32", description="of the numbers inside the graph")
     start: FileName | None = Field(None, description="of a streaming sampler: the graph of the first chunk")
     emitted: Annotated[int, Field(ge=1)] | None = Field(
         None, description="of a streaming sampler: steps that become final with every call"
@@ -254,7 +257,7 @@ def read_spec(folder: Path) -> BundleSpec:
 
 
 LATER_FIELDS = ("observation_steps", "observation_dt", "memory", "context")
-LATER_SAMPLER_FIELDS = ("method", "inpaint", "mode_first", "noise_rows", "start", "emitted")
+LATER_SAMPLER_FIELDS = ("method", "inpaint", "mode_first", "noise_rows", "precision", "start", "emitted")
 
 
 def _unused(model: Strict, fields: tuple[str, ...]) -> dict[str, bool]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 from rich.console import Console
@@ -107,6 +107,13 @@ def export(
     denoiser: Annotated[
         str | None, typer.Option(help="of a bundle with several: the sampler whose denoiser is taken")
     ] = None,
+    precision: Annotated[
+        str, typer.Option(help="of the sampler's graph: fp32, fp16 or int8, the latter two with --tolerance")
+    ] = "fp32",
+    tolerance: Annotated[
+        float | None,
+        typer.Option(help="largest difference to torch, in normalised units, above which nothing is written"),
+    ] = None,
     replace: Annotated[bool, typer.Option("--replace", help="begin the bundle anew")] = False,
     rig: Annotated[
         str, typer.Option(help="rig that the policy drives", rich_help_panel=LEROBOT)
@@ -158,16 +165,21 @@ def export(
         from vigil.train.lerobot.binding import parse_wishes
         from vigil.train.lerobot.export import export_lerobot
 
-        if inpaint or denoiser:
-            raise VigilError("--inpaint and --denoiser are for policies trained here: leave them out")
+        if inpaint or denoiser or precision != "fp32" or tolerance is not None:
+            raise VigilError(
+                "--inpaint, --denoiser, --precision and --tolerance are for policies trained here: leave them out"
+            )
         wishes = parse_wishes(
             fps, dataset, columns, state_columns, camera or [], degrees, scale or [], sampler, steps, name
         )
         bundle = export_lerobot(checkpoint, folder, load_rig(rig), wishes)
     else:
+        from vigil.policy.spec import Precision
         from vigil.train.export import SamplerRequest, export_bundle
 
-        wanted = SamplerRequest(sampler, name, steps, inpaint, denoiser)  # type: ignore[arg-type]
+        if precision not in get_args(Precision):
+            raise VigilError(f"--precision is {precision!r}: give one of {', '.join(get_args(Precision))}")
+        wanted = SamplerRequest(sampler, name, steps, inpaint, denoiser, precision, tolerance)  # type: ignore[arg-type]
         bundle = export_bundle(checkpoint, folder, wanted, replace=replace)
     _tell(Console(), folder, bundle)
 

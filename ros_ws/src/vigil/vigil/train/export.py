@@ -37,10 +37,12 @@ from vigil.policy.spec import (
     Column,
     Method,
     Parity,
+    Precision,
     Sampler,
     image_input,
 )
 from vigil.train.model import PolicyNet
+from vigil.train.precision import lower
 from vigil.train.samplers import SAMPLERS, SamplerModule, Streaming, StreamingStart, make_sampler
 from vigil.train.weights import ABOUT_DATA, RANGES, Trained, graph_weights, load_policy, note_weights
 
@@ -60,6 +62,8 @@ class SamplerRequest:
         steps: evaluations of the denoiser per call; None: the configuration's, or the method's default.
         inpaint: the graph takes known targets.
         denoiser: of a bundle with several: the sampler whose denoiser is taken; None: the first one that fits.
+        precision: of the sampler's graphs; the encoder, which all samplers share, keeps its own.
+        tolerance: largest difference to torch [normalised units]; has to be stated for less than fp32, and only there.
     """
 
     method: Method | None = None
@@ -67,6 +71,23 @@ class SamplerRequest:
     steps: int | None = None
     inpaint: bool = False
     denoiser: str | None = None
+    precision: Precision = "fp32"
+    tolerance: float | None = None
+
+    def allowed(self) -> float:
+        """The largest difference to torch; VigilError if it was not stated, or must not be."""
+        if (self.precision == "fp32") != (self.tolerance is None):
+            raise VigilError(
+                f"precision {self.precision} with a tolerance of {self.tolerance}: state one (--tolerance, in normalised units) for "
+                f"fp16 and int8, and none for fp32, which keeps {TOLERANCE:.0e}"
+            )
+        if self.tolerance is None:
+            return TOLERANCE
+        if not 0 < self.tolerance < 1:
+            raise VigilError(
+                f"a tolerance of {self.tolerance:g}: actions span 2 normalised units, give a number between 0 and 1"
+            )
+        return self.tolerance
 
 
 @dataclass(frozen=True)
@@ -78,7 +99,7 @@ class Graph:
     inputs: dict[str, Tensor]
     outputs: tuple[str, ...]
 
-    def write(self, folder: Path) -> float:
+    def write(self, folder: Path, precision: Precision = "fp32") -> float:
         """Write it into ``folder``; gives the largest difference of its outputs to the module's."""
         values = tuple(self.inputs.values())
         samples = torch.export.Dim("K", min=1, max=MOST_SAMPLES)
@@ -99,6 +120,7 @@ class Graph:
         program.save(folder / self.file, external_data=False)
         strip_origin(folder / self.file)
         note_weights(folder / self.file, self.module)
+        lower(folder / self.file, precision)
         made = run_graph(folder / self.file, self.outputs, self.inputs)
         with torch.inference_mode():
             expected = self.module(*values)
@@ -128,14 +150,15 @@ def export_bundle(
         replace: begin the bundle anew, whatever is there.
 
     Raises:
-        VigilError: there is nothing at ``source``; the sampler does not suit the denoiser; the bundle there has another encoder or
+        VigilError: there is nothing at ``source``; the wanted precision and tolerance do not go together; the sampler does not suit the denoiser; the bundle there has another encoder or
             other columns or times; or a graph differs from torch by more than the tolerance. Nothing has changed then.
     """
     wanted = wanted or SamplerRequest()
+    tolerance = wanted.allowed()
     trained = load_policy(source, wanted.method, wanted.denoiser)
     sampler = make_sampler(trained.net, wanted.method, wanted.steps, wanted.inpaint)
     method = next(name for name, kind in SAMPLERS.items() if kind is type(sampler))
-    name = wanted.name or method
+    name = wanted.name or (method if wanted.precision == "fp32" else f"{method}_{wanted.precision}")
     present = None if replace or not (folder / SPEC_FILE).is_file() else load_bundle(folder)
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
@@ -144,15 +167,19 @@ def export_bundle(
         graphs = sampler_graphs(sampler, file)
         parity = Parity(
             encoder=difference,
-            chunks=_checked(max(graph.write(work) for graph in graphs), f"sampler {name}"),
-            tolerance=TOLERANCE,
+            chunks=_checked(
+                max(graph.write(work, wanted.precision) for graph in graphs), f"sampler {name}", tolerance
+            ),
+            tolerance=tolerance,
         )
-        _readable_again(work / file, trained.net)
+        if wanted.precision == "fp32":
+            _readable_again(work / file, trained.net)
         entry = Sampler(
             file=file,
             steps=sampler.steps,
             method=method,
             inpaint=wanted.inpaint,
+            precision=wanted.precision,
             start=graphs[1].file if len(graphs) > 1 else None,
             emitted=sampler.emitted if isinstance(sampler, Streaming) else None,
         )
@@ -244,11 +271,11 @@ def _difference(made: np.ndarray, expected: Tensor, net: PolicyNet | None = None
     return worst if np.isfinite(worst) else float("inf")
 
 
-def _checked(difference: float, what: str) -> float:
-    if not difference <= TOLERANCE:
+def _checked(difference: float, what: str, tolerance: float = TOLERANCE) -> float:
+    if not difference <= tolerance:
         raise VigilError(
             f"{what}: the exported graph differs from the trained network by {difference:.1e} in normalised units, more than "
-            f"{TOLERANCE:.0e}: nothing was written"
+            f"{tolerance:.0e}: nothing was written"
         )
     return difference
 

@@ -82,6 +82,10 @@ def _of_bundle(path: Path, method: Method | None, sampler: str | None) -> Traine
     bundle = load_bundle(path)
     spec = bundle.spec
     name = sampler or _fitting(bundle, method)
+    if (precision := spec.sampler(name).precision) != "fp32":
+        raise VigilError(
+            f"sampler {name} of bundle {path} is {precision}: the trained weights are not in its graph"
+        )
     graph = onnx.load(bundle.file(spec.sampler(name).file))
     about = spec.training.get("samplers", {}).get(name, {})
     # Bundles that do not tell were made with the defaults; whether that is so, shapes and parity show.
@@ -121,6 +125,7 @@ def _fitting(bundle: Bundle, method: Method | None) -> str:
         name
         for name, offered in samplers.items()
         if offered.method in SAMPLERS
+        and offered.precision == "fp32"
         and (method is None or SAMPLERS[method].objective == SAMPLERS[offered.method].objective)
     ]
     if not fitting:
