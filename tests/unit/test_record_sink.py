@@ -169,3 +169,18 @@ def test_no_recording_begins_where_its_first_bytes_find_no_room(tmp_path):
     done = subprocess.run(arguments, input="00", capture_output=True, text=True)
     assert "VigilError: cannot record into" in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_room_is_kept_for_the_end_and_given_back(tmp_path):
+    path = tmp_path / "e.mcap"
+    recording = EpisodeWriter(path, [Topic(TOPIC, MARK, full_definition(MARK))])
+    (reserve,) = tmp_path.glob("*.reserve")
+    assert reserve.stat().st_blocks * 512 >= 1 << 20
+    recover_folder(tmp_path, lambda _: None)
+    assert reserve.exists(), "it is somebody's"
+    recording.finish(lambda _: {})
+    assert [file.name for file in tmp_path.iterdir()] == ["e.mcap"]
+    orphan = tmp_path / "killed.mcap.reserve"
+    orphan.write_bytes(bytes(10))
+    recover_folder(tmp_path, lambda _: None)
+    assert not orphan.exists()

@@ -28,6 +28,7 @@ from vigil.record.episode import (
     write_sidecar,
 )
 from vigil.record.reader import EpisodeReader, stamp_ns
+from vigil.record.reserve import SUFFIX as RESERVE
 from vigil.record.sink import Sink
 from vigil.record.writer import CHUNK_BYTES, PART, Counts, begin_mcap, register, sync_folder
 
@@ -52,6 +53,10 @@ def recover_folder(folder: Path, tell: Callable[[str], None]) -> list[Path]:
                 tell(f"{part.name} was left unfinished: completed as {finished[-1].name}")
             except VigilError as error:
                 tell(f"{part.name} was left unfinished and could not be completed: {error}")
+    for reserve in folder.glob(f"*{SUFFIX}{RESERVE}"):
+        with _owned(reserve) as owned:
+            if owned:
+                reserve.unlink()
     for path in sorted(folder.glob(f"*{SUFFIX}")):
         if not path.with_suffix(".json").exists() and (record := _facts_inside(path)) is not None:
             write_sidecar(path, record)

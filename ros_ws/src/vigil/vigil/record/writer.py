@@ -20,6 +20,7 @@ from pathlib import Path
 from mcap.writer import CompressionType, Writer
 
 from vigil.errors import VigilError
+from vigil.record.reserve import Reserve
 from vigil.record.sink import Sink
 
 PART = ".part"
@@ -101,9 +102,11 @@ class EpisodeWriter:
             self._file = self.part.open("xb", buffering=0)
         except OSError as error:
             raise VigilError(f"cannot record into {path.parent}: {error.strerror or error}") from None
+        self._reserve: Reserve | None = None
         try:
             # Held until this process ends, however it ends: recovery leaves a file alone that is being written.
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._reserve = Reserve(path)
             self._sink = Sink(self._file)
             self._mcap = begin_mcap(self._sink)
             for name, values in (header or {}).items():
@@ -111,6 +114,8 @@ class EpisodeWriter:
             self._channels = {topic.name: register(self._mcap, topic) for topic in topics}
             self._mcap.flush()
         except OSError as error:
+            if self._reserve is not None:
+                self._reserve.release()
             self._file.close()
             self.part.unlink()
             raise VigilError(f"cannot record into {path.parent}: {error.strerror or error}") from None
@@ -153,6 +158,7 @@ class EpisodeWriter:
         self._ended.set()
         for thread in self._threads:
             thread.join()
+        self._reserve.release()
         try:
             self._complete(footer)
             os.fsync(self._file.fileno())
@@ -177,7 +183,7 @@ class EpisodeWriter:
                 return
             except OSError as error:
                 self._fail(error)
-        # There is no room for an index; the facts may still find theirs, where the chunk that failed had begun.
+        # The writer cannot go on, so there is no index; the facts may still find theirs, where the chunk that failed had begun.
         for name, values in footer(self.counts).items():
             self._sink.append_metadata(name, dict(values))
 
