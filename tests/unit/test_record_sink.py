@@ -19,6 +19,7 @@ from vigil.errors import VigilError
 from vigil.record import writer as writer_module
 from vigil.record.definitions import full_definition
 from vigil.record.reader import UNFINISHED, EpisodeReader
+from vigil.record.recovery import recover_folder
 from vigil.record.sink import END_MARK
 from vigil.record.writer import EpisodeWriter, Topic, begin_mcap, register
 
