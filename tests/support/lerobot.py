@@ -1,7 +1,7 @@
 """The `lerobot` package for tests that read our data sets with it, where it is installed.
 
 It reads videos through torchvision's reader, which its own tests need and which has no build for every machine: where
-torchvision is missing, a reader of the same interface on PyAV takes its place. All else is lerobot's own code.
+torchvision or its reader is missing, a reader of the same interface on PyAV takes its place. All else is lerobot's own code.
 """
 
 from __future__ import annotations
@@ -53,6 +53,13 @@ def dataset_class() -> Any:
         _stand_in("torchvision.transforms.v2.functional")
         sys.modules["torchvision"].set_video_backend = lambda backend: None
         sys.modules["torchvision.io"].VideoReader = VideoReader
+    else:
+        complete_torchvision()
+        import torchvision
+
+        if not hasattr(torchvision.io, "VideoReader"):  # newer ones have none
+            torchvision.set_video_backend = lambda backend: None
+            torchvision.io.VideoReader = VideoReader
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
     return LeRobotDataset

@@ -137,6 +137,23 @@ def test_samples_of_one_call_are_those_of_single_calls(bundle, unpacked):
         np.testing.assert_allclose(together[0], reference.actions[1, 0], atol=1e-5)
 
 
+def test_ddpm_adds_the_noise_of_its_rows(unpacked, kind, tmp_path):
+    """In the graph as in torch; that torch is right is shown with lerobot's own checkpoints of DDPM."""
+    if kind != "diffusion":
+        pytest.skip("ACT draws no noise")
+    wishes = Wishes(fps=20, sampler="ddpm", steps=4)
+    runtime = PolicyRuntime(export_lerobot(unpacked[0], tmp_path / "bundle", RIG, wishes))
+    policy, (images, state) = build_policy(unpacked[0], RIG, wishes), unpacked[1].history(1, 2)
+    noise = np.random.default_rng(0).standard_normal((3, policy.noise_rows, 8), np.float32)
+    encoded, made = runtime.run(images, state, noise)
+    with torch.inference_mode():
+        wanted = policy.sampler(torch.from_numpy(noise), torch.from_numpy(encoded.read.numpy())).numpy()
+    std = np.array(runtime.bundle.spec.action_std)
+    assert np.abs((made - wanted) / std).max() < SAME
+    noise[:, 8:16] = 0.0  # what the first step adds
+    assert np.abs((runtime.run(images, state, noise)[1] - made) / std).max() > 100 * SAME
+
+
 def test_checkpoints_from_before_processors_hold_the_statistics_among_the_weights(copy, unpacked):
     """As lerobot 0.3 and older saved them: buffers with underscores for dots."""
     weights = load_file(copy / "model.safetensors")

@@ -243,7 +243,8 @@ def _write_sampler(policy: Policy, inputs: dict[str, Tensor], path: Path) -> Non
         X: x,
         FILM: observed,
         COEFFICIENTS: sampler.coefficients[0],
-        **({ADDED: x} if sampler.ancestral else {}),
+        # Not x again: the exporter would take the two for one.
+        **({ADDED: torch.zeros_like(x)} if sampler.ancestral else {}),
     }
     finish = RigTargets(Part(sampler, "finish"), policy.binding.action_units)
     parts = []
