@@ -12,6 +12,7 @@ torch = pytest.importorskip("torch", reason="training needs the extra `train`: r
 from vigil.errors import VigilError  # noqa: E402
 from vigil.policy.runtime import PolicyRuntime  # noqa: E402
 from vigil.rig import load_rig  # noqa: E402
+from vigil.train.backbones import Conv, TransformerBlock  # noqa: E402
 from vigil.train.choice import best  # noqa: E402
 from vigil.train.config import TrainConfig, load_config  # noqa: E402
 from vigil.train.demonstrations import (  # noqa: E402
@@ -231,3 +232,28 @@ def test_the_best_checkpoint_succeeds_most_then_fastest_then_is_the_last():
     assert best([row(10, 7.0), row(10, 6.5), row(9, 1.0)]) == 1
     assert best([row(10, 7.0), row(10, 7.0)]) == 1
     assert best([row(0, None), row(1, 9.0)]) == 1
+
+
+def test_the_convolution_is_that_of_torch():
+    """Written as one product of matrices; zeros around the chunk."""
+    torch.manual_seed(0)
+    made, x = Conv(6, 4), torch.randn(3, 8, 6)
+    weight = made.linear.weight.reshape(4, Conv.KERNEL, 6).permute(0, 2, 1)
+    wanted = torch.nn.functional.conv1d(x.transpose(1, 2), weight, made.linear.bias, padding=Conv.KERNEL // 2)
+    torch.testing.assert_close(made(x), wanted.transpose(1, 2))
+
+
+def test_the_attention_is_that_of_torch():
+    torch.manual_seed(0)
+    block, x = TransformerBlock(16), torch.randn(2, 5, 16)
+    torch.nn.init.normal_(block.join.weight)
+    torch.nn.init.zeros_(block.down.weight)
+    plain = (torch.ones(1, 16), torch.zeros(1, 16))
+    reference = torch.nn.MultiheadAttention(16, TransformerBlock.HEADS, batch_first=True)
+    reference.in_proj_weight.data, reference.in_proj_bias.data = block.qkv.weight.data, block.qkv.bias.data
+    reference.out_proj.weight.data, reference.out_proj.bias.data = (
+        block.join.weight.data,
+        block.join.bias.data,
+    )
+    tokens = torch.nn.functional.layer_norm(x, (16,))
+    torch.testing.assert_close(block(x, plain, plain), x + reference(tokens, tokens, tokens)[0])

@@ -99,6 +99,12 @@ def modulate(x: Tensor, film: Film) -> Tensor:
     return F.layer_norm(x, size) * gain + shift
 
 
+def tokenwise(layer: nn.Linear, x: Tensor) -> Tensor:
+    """A linear layer on x [B, T, C], as one product of matrices: ONNX Runtime then adds the bias within it."""
+    steps, channels = x.shape[1:]
+    return layer(x.reshape(-1, channels)).reshape(-1, steps, layer.out_features)
+
+
 class Mlp(Backbone):
     """A residual MLP on the flattened chunk."""
 
@@ -142,9 +148,11 @@ class Conv(nn.Module):
         self.linear = nn.Linear(self.KERNEL * channels_in, channels_out)
 
     def forward(self, x: Tensor) -> Tensor:
-        steps, margin = x.shape[1], self.KERNEL // 2
-        padded = F.pad(x, (0, 0, margin, margin))
-        return self.linear(torch.cat([padded[:, i : i + steps] for i in range(self.KERNEL)], -1))
+        steps, channels = x.shape[1:]
+        near = torch.arange(steps)[:, None] + torch.arange(self.KERNEL) - self.KERNEL // 2
+        near = torch.where((near < 0) | (near >= steps), steps, near)  # the row of zeros behind the chunk
+        taken = F.pad(x, (0, 0, 0, 1)).index_select(1, near.flatten().to(x.device))
+        return tokenwise(self.linear, taken.reshape(-1, steps, self.KERNEL * channels))
 
 
 class ConvBlock(nn.Module):
@@ -159,7 +167,8 @@ class ConvBlock(nn.Module):
         self.skip = nn.Identity() if channels_in == channels_out else nn.Linear(channels_in, channels_out)
 
     def forward(self, x: Tensor, film: Film) -> Tensor:
-        return self.skip(x) + self.conv2(F.silu(modulate(self.conv1(x), film)))
+        skip = tokenwise(self.skip, x) if isinstance(self.skip, nn.Linear) else x
+        return skip + self.conv2(F.silu(modulate(self.conv1(x), film)))
 
 
 class UNet(Backbone):
@@ -182,17 +191,17 @@ class UNet(Backbone):
 
     def features(self, chunk: Tensor, films: Sequence[Film]) -> Tensor:
         film = iter(films)
-        x, skips = self.inlet(chunk), []
+        x, skips = tokenwise(self.inlet, chunk), []
         for i, block in enumerate(self.down):
             x = block(x, next(film))
             if i < len(self.halvings):
                 skips.append(x)
                 steps, channels = x.shape[1:]
-                x = self.halvings[i](x.reshape(-1, steps // 2, 2 * channels))
+                x = tokenwise(self.halvings[i], x.reshape(-1, steps // 2, 2 * channels))
         x = self.middle(x, next(film))
         for double, block in zip(self.doublings, self.up, strict=True):
             steps, channels = x.shape[1:]
-            x = double(x).reshape(-1, 2 * steps, channels // 2)
+            x = tokenwise(double, x).reshape(-1, 2 * steps, channels // 2)
             x = block(torch.cat([x, skips.pop()], -1), next(film))
         return x
 
@@ -216,11 +225,16 @@ class TransformerBlock(nn.Module):
 
     def forward(self, x: Tensor, attention: Film, mlp: Film) -> Tensor:
         steps, width = x.shape[1:]
-        qkv = self.qkv(modulate(x, attention)).reshape(-1, steps, 3, self.HEADS, width // self.HEADS)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # [B, heads, T, width / heads]
+        tokens = modulate(x, attention).reshape(-1, width)
+        # Three products instead of one whose result is taken apart: parts of weights cost nothing.
+        parts = zip(self.qkv.weight.chunk(3), self.qkv.bias.chunk(3), strict=True)
+        heads = (-1, steps, self.HEADS, width // self.HEADS)
+        q, k, v = (
+            F.linear(tokens, w, b).reshape(heads).transpose(1, 2) for w, b in parts
+        )  # [B, heads, T, ...]
         weights = (q @ k.transpose(-1, -2) / math.sqrt(width // self.HEADS)).softmax(-1)
-        x = x + self.join((weights @ v).transpose(1, 2).reshape(-1, steps, width))
-        return x + self.down(F.silu(self.up(modulate(x, mlp))))
+        x = x + tokenwise(self.join, (weights @ v).transpose(1, 2).reshape(-1, steps, width))
+        return x + tokenwise(self.down, F.silu(tokenwise(self.up, modulate(x, mlp))))
 
 
 class Transformer(Backbone):
@@ -240,7 +254,7 @@ class Transformer(Backbone):
         ]
 
     def features(self, chunk: Tensor, films: Sequence[Film]) -> Tensor:
-        x = self.inlet(chunk) + self.place
+        x = tokenwise(self.inlet, chunk) + self.place
         for i, block in enumerate(self.blocks):
             x = block(x, films[2 * i], films[2 * i + 1])
         return x
