@@ -46,7 +46,7 @@ from vigil.policy.runtime import PolicyRuntime
 from vigil.policy.telemetry import Troubles, Window
 from vigil.policy.ticker import Late, Overtaken, Ticker
 from vigil.rig import resolve
-from vigil.scheduling import step_forward
+from vigil.scheduling import settle_memory, step_forward
 
 
 @dataclass(frozen=True)
@@ -116,6 +116,7 @@ class PolicyNode(VigilNode):
         self._ticked_at = time.monotonic()
         # The arm waits for chunks, and inference must not hold up the threads that receive images.
         step_forward(all_threads=True)
+        settle_memory()
         self._worker = threading.Thread(target=self._work, name="inference", daemon=True)
         self._worker.start()
 
