@@ -171,6 +171,10 @@ def test_fewer_bits_keep_the_tolerance_that_was_stated(precision, tolerance, bun
     noise = np.random.default_rng(0).standard_normal((4, 8, 3), np.float32)
     (_, full), (_, low) = (PolicyRuntime(b).run(*observation(), noise) for b in (before, added))
     assert low.dtype == np.float32 and 0 < np.abs(full - low).max() <= tolerance
+    # Weights are used once per step: an even number of times, too.
+    export_bundle(
+        bundle, bundle, SamplerRequest("dpm_solver", None, 2, precision=precision, tolerance=tolerance)
+    )
     with pytest.raises(VigilError, match=f"sampler {name} of bundle .* is {precision}: the trained weights"):
         load_policy(bundle, sampler=name)
     assert load_policy(bundle, "ddim").sampler == "ddim"

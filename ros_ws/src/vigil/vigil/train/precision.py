@@ -9,7 +9,9 @@ import logging
 import warnings
 from pathlib import Path
 
+import numpy as np
 import onnx
+from onnx import helper, numpy_helper
 
 from vigil.errors import VigilError
 from vigil.policy.spec import Precision
@@ -38,15 +40,49 @@ def lower(path: Path, precision: Precision) -> None:
         return
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
+    _without_gemm(model.graph)
     full = path.with_suffix(".fp32.onnx")
     onnx.save(model, full)
     logger = logging.getLogger()
     level = logger.level
     logger.setLevel(logging.ERROR)  # it advises what the exporter has already done
     try:
-        quantize_dynamic(full, path, weight_type=QuantType.QInt8)
+        quantize_dynamic(
+            full,
+            path,
+            weight_type=QuantType.QInt8,
+            extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},  # where shapes cannot be inferred
+        )
     finally:
         logger.setLevel(level)
         full.unlink()
     if not any(node.op_type == "DynamicQuantizeLinear" for node in onnx.load(path).graph.node):
         raise VigilError(f"{path.name}: the graph has no product of matrices that 8 bits would do for")
+
+
+def _without_gemm(graph: onnx.GraphProto) -> None:
+    """Products with a bias as product and sum. The quantiser would do it too, but turns weights over once for each of their uses."""
+    weights = {initialiser.name: initialiser for initialiser in graph.initializer}
+    nodes, turned = [], {}
+    for node in graph.node:
+        given = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+        scaled = any(given.get(name, 1.0) != 1.0 for name in ("alpha", "beta")) or given.get("transA")
+        if node.op_type != "Gemm" or node.input[1] not in weights or scaled:
+            nodes.append(node)
+            continue
+        a, weight, *bias = node.input
+        if given.get("transB"):
+            if weight not in turned:
+                values = numpy_helper.to_array(weights[weight]).T
+                turned[weight] = numpy_helper.from_array(np.ascontiguousarray(values), f"{weight}/turned")
+            weight = turned[weight].name
+        (out,) = node.output
+        product = f"{out}/product" if bias else out
+        nodes.append(helper.make_node("MatMul", [a, weight], [product], f"{node.name}/product"))
+        if bias:
+            nodes.append(helper.make_node("Add", [product, *bias], [out], f"{node.name}/sum"))
+    read = {name for node in nodes for name in node.input}
+    kept = [i for i in (*graph.initializer, *turned.values()) if i.name in read]
+    del graph.node[:], graph.initializer[:]
+    graph.node.extend(nodes)
+    graph.initializer.extend(kept)
