@@ -14,13 +14,15 @@ import time
 import numpy as np
 import rclpy
 from rclpy.action import ActionServer
-from rclpy.callback_groups import ReentrantCallbackGroup
+from rclpy.callback_groups import MutuallyExclusiveCallbackGroup, ReentrantCallbackGroup
 from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor
 from rclpy.node import Node
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Bool, String
 from trajectory_msgs.msg import JointTrajectory
 
+from vigil.errors import VigilError
+from vigil.inbox.node import Inbox
 from vigil.joints import gripper_joint, raw_width, width_of
 from vigil.node import COMMAND, LATCHED, SENSOR, nanoseconds
 from vigil.rig import ArmConfig, RigConfig, load_rig
@@ -37,7 +39,13 @@ class Driver(Node):
         self.rig = rig
         self.group = ReentrantCallbackGroup()
         self._seen = self.create_publisher(String, "seen", 100)
-        self.create_timer(1.0 / RATE, self.publish, callback_group=self.group)
+        # An executor of several threads, which actions need, takes a whole core for commands at 100 Hz.
+        self.inbox = Inbox(self)
+        self.create_timer(1.0 / RATE, self._tick, callback_group=MutuallyExclusiveCallbackGroup())
+
+    def _tick(self) -> None:
+        self.inbox.fetch()
+        self.publish()
 
     def saw(self, text: str) -> None:
         self._seen.publish(String(data=text))
@@ -62,8 +70,8 @@ class Follower:
         self.joints = [arm.home[name] for name in arm.joints]
         self.gripper = raw_width(arm.gripper, arm.home[arm.gripper.name])
         topic = f"{arm.name}/commands"
-        driver.create_subscription(JointGroupCommand, f"{topic}/joint_group", self._on_group, COMMAND)
-        driver.create_subscription(JointSingleCommand, f"{topic}/joint_single", self._on_single, COMMAND)
+        driver.inbox.listen(JointGroupCommand, f"{topic}/joint_group", self._on_group, COMMAND)
+        driver.inbox.listen(JointSingleCommand, f"{topic}/joint_single", self._on_single, COMMAND)
         driver.create_service(Reboot, f"{arm.name}/reboot_motors", self._on_reboot)
         self.topic = driver.create_publisher(JointState, f"{arm.name}/joint_states", SENSOR)
 
@@ -117,7 +125,7 @@ class Franka(Driver):
             FrankaRobotState, f"{arm.name}/franka_robot_state_broadcaster/robot_state", SENSOR
         )
         self._state = FrankaRobotState()
-        self.create_subscription(
+        self.inbox.listen(
             JointTrajectory, f"{arm.name}/{arm.controller}/joint_trajectory", self._on_trajectory, COMMAND
         )
         self.create_subscription(Bool, "reflex", self._on_reflex, LATCHED)
@@ -136,10 +144,13 @@ class Franka(Driver):
             Point(p.time_from_start.sec * 10**9 + p.time_from_start.nanosec, p.positions, p.velocities)
             for p in message.points
         ]
-        with self._lock:
-            self._controller.accept(
-                message.joint_names, points, nanoseconds(message.header.stamp), time.time_ns()
-            )
+        try:
+            with self._lock:
+                self._controller.accept(
+                    message.joint_names, points, nanoseconds(message.header.stamp), time.time_ns()
+                )
+        except VigilError as error:  # as the real controllers: refused and told; the one before goes on
+            self.get_logger().error(f"trajectory refused: {error}")
 
     def _on_reflex(self, message: Bool) -> None:
         with self._lock:
