@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -51,4 +51,9 @@ class Continuity:
 
     def labels(self, start: int, end: int | None = None) -> list[str]:
         """The holes in words; empty if there are none."""
-        return [label for gaps in self.gaps(start, end).values() for label in told(gaps)]
+        return labels_of(self.gaps(start, end))
+
+
+def labels_of(gaps: Mapping[str, Sequence[Gap]]) -> list[str]:
+    """Holes of several streams in words; empty if there are none."""
+    return [label for found in gaps.values() for label in told(found)]

@@ -16,8 +16,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from vigil.errors import VigilError
-from vigil.record.continuity import Continuity
-from vigil.record.dataset.streams import told
+from vigil.record.continuity import Continuity, labels_of
 from vigil.record.writer import Counts
 
 METADATA = "vigil_episode"
@@ -128,7 +127,7 @@ class EpisodeRecord(Strict):
                 )
                 for gap in gaps
             ]
-        self.labels = [label for gaps in holes.values() for label in told(gaps)]
+        self.labels = labels_of(holes)
 
     def metadata(self) -> dict[str, dict[str, str]]:
         """As an MCAP metadata record: the plain facts as text, and all of it as JSON."""

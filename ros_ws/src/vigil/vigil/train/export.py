@@ -244,10 +244,8 @@ def _encoder_parity(trained: Trained, present: Bundle | None, work: Path) -> flo
     path = there.file(ENCODER_FILE)
     if present is None:
         path = Path(shutil.copy(path, work / ENCODER_FILE))
-    session = InferenceSession(path, providers=["CPUExecutionProvider"])
-    feed = {name: value.numpy() for name, value in graph.inputs.items()}
     try:
-        made = session.run([EMBEDDING], feed)[0]
+        made = run_graph(path, graph.outputs, graph.inputs)[0]
     except Exception:  # ONNX Runtime has no common base class; here: other cameras, or other sizes
         difference = float("inf")
     else:
