@@ -173,6 +173,19 @@ class Served:
             assert condition(self.poll())
             time.sleep(PERIOD)
 
+    def press(self, browser: Browser, button: str) -> Reading:
+        """Press it, and give the first reading in which something is pressed."""
+        self.poll()  # a device that nobody polls refuses
+        browser.press(button)
+
+        def pressed(reading: Reading) -> bool:
+            if browser.refused and "not active" in browser.refused[-1]:  # this thread had to wait too long
+                browser.refused.pop()
+                browser.press(button)
+            return bool(reading.pressed) or reading.hand_back
+
+        return self.until(pressed)
+
     def take_over(self, browser: Browser) -> Reading:
         """Let go and hold the deadman until it has its effect: on a busy machine it may not have been seen released."""
 

@@ -18,7 +18,7 @@ from vigil.teleop.devices.cartesian import Controls
 from vigil.teleop.web.messages import OF_ALL, Hand, Hello, Here, Press, Seat
 
 SEAT_SILENCE = 5.0  # [s] without a sign of the driver's browser after which the seat is free
-PULSE = 0.2  # [s] that a press of a button lasts: some messages of a lossy topic may be lost
+PULSE = 0.2  # [s] that a press of a button lasts once it was read: some messages of a lossy topic may be lost
 ASLEEP = 1.0  # [s] since the last poll after which nobody reads what a hand does
 
 
@@ -56,6 +56,7 @@ class Desk:
         self._gone = True  # at some time since the last poll nothing was known of a hand
         self._let_go = False  # at some time since the last poll
         self._heard = self._polled = -np.inf
+        self._pressed: dict[str, float] = {}  # when, by button; not read yet
         self._pulses: dict[str, float] = {}  # until when, by button
         self._shown: Mapping[str, Any] = {}
 
@@ -143,7 +144,7 @@ class Desk:
         if not self._live(now):
             beside = ": press the hardware's own e-stop" if button == "estop" else ""
             return f"{button}: the teleop node is not active{beside}"
-        self._pulses[button] = now + self._pulse
+        self._pressed[button] = now
         return ""
 
     def _live(self, now: float) -> bool:
@@ -155,6 +156,7 @@ class Desk:
         """What the driver's hand does; None if nobody drives, or what is known of it is too old."""
         with self._lock:
             self._polled = now
+            self._begin_pulses(now)
             self._expire(now)
             hand, gone, self._gone = self._hand, self._gone, False
             if hand is None or gone or now - hand.echo > self._timeout:
@@ -167,8 +169,15 @@ class Desk:
                 held.add("switch")
             return Controls(np.array(hand.axes), held, hand.speed)
 
+    def _begin_pulses(self, now: float) -> None:
+        """A pulse begins when it is read, so that a poll that came late misses none. Too late, and only the e-stop counts."""
+        for button, since in self._pressed.items():
+            if button == "estop" or now - since <= ASLEEP:
+                self._pulses[button] = now + self._pulse
+        self._pressed.clear()
+
     def pressed(self, now: float) -> frozenset[str]:
-        """Buttons that were just pressed."""
+        """Buttons that were pressed before the last `read`, for a moment."""
         with self._lock:
             return frozenset(button for button, until in self._pulses.items() if now < until)
 
