@@ -66,37 +66,37 @@ class Inbox:
                         break
                     subscription.callback(taken[0])
 
-    def attend(self, timeout: Callable[[], float | None], on_timeout: Callable[[], None]) -> None:
+    def attend(self, on_wake: Callable[[bool], float | None]) -> None:
         """Hand over what comes as it comes, in a thread that waits for these subscriptions and nothing else.
 
         An executor waits for everything that a node has and begins anew after each message: for images, which are
         large, many and waited for, that takes as long as reading them.
 
         Args:
-            timeout: asked before each wait: [s] after which ``on_timeout`` is called; None waits for messages alone.
+            on_wake: called when messages were handed over, all that were there, with True; or with False when none has
+                come for the time [s] that it gave back last. None waits for messages alone.
         """
         self._attended = True
-        self._thread = threading.Thread(
-            target=self._attend, args=(timeout, on_timeout), name="inbox", daemon=True
-        )
+        self._thread = threading.Thread(target=self._attend, args=(on_wake,), name="inbox", daemon=True)
         self._thread.start()
 
-    def _attend(self, timeout: Callable[[], float | None], on_timeout: Callable[[], None]) -> None:
+    def _attend(self, on_wake: Callable[[bool], float | None]) -> None:
         # As rclpy.wait_for_message does.
         size = len(self._subscriptions)
         waiting = rclpy_implementation.WaitSet(size, 1, 0, 0, 0, 0, self._node.context.handle)
+        seconds: float | None = None
         try:
             while self._attended:
                 waiting.clear_entities()
                 for subscription in self._subscriptions:
                     waiting.add_subscription(subscription.handle)
                 waiting.add_guard_condition(self._leave.handle)
-                seconds = timeout()
                 waiting.wait(-1 if seconds is None else round(seconds * 1e9))
-                if waiting.get_ready_entities("subscription"):
+                if came := bool(waiting.get_ready_entities("subscription")):
                     self.fetch()
-                elif not waiting.get_ready_entities("guard_condition"):
-                    on_timeout()
+                elif waiting.get_ready_entities("guard_condition"):
+                    continue
+                seconds = on_wake(came)
         except Exception as error:
             self._node.executor.create_task(_raise, error)  # as from any callback of the node
 

@@ -13,11 +13,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import cv2
 import numpy as np
 
 from vigil.errors import VigilError
 from vigil.joints import BadJointState, JointSource
+from vigil.policy.shrink import shrink
 
 Stamped = tuple[int, Any]  # acquisition time [ns], a Frame or joints as an array
 
@@ -53,7 +53,7 @@ def prepare_image(rgb: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
     height, width = (size, size) if isinstance(size, int) else size
     if rgb.shape[:2] == (height, width):
         return np.ascontiguousarray(rgb)
-    return cv2.resize(rgb, (width, height), interpolation=cv2.INTER_AREA)
+    return shrink(rgb, height, width)
 
 
 def frame_view(encoding: str, height: int, width: int, step: int, data: array | bytes) -> np.ndarray:

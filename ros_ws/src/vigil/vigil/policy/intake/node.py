@@ -58,13 +58,14 @@ class Intake:
         period = round(rig.policy.period * 1e9)
         tolerance = round(0.5e9 / min(camera.rate for camera in cameras))
         self._schedule = Aligned(period) if self._lockstep else Schedule(period, tolerance)
+        self._expected: list[Frame] = []  # that came since the last wake, and may start a tick
         self._joints_awaited = False
         self.ages = {name: Window() for name in spec.cameras}
         self._decode = MessageType(IMAGE, full_definition(IMAGE)).decode
         self._images = Inbox(node)
         for name in spec.cameras:
             self._images.listen(Image, f"{name}/color/image_raw", self._listener(name), SENSOR, raw=True)
-        self._images.attend(self._patience, self._on_joints_late)
+        self._images.attend(self._on_wake)
 
     def restart(self) -> None:
         """Forget every input; the next complete set is due."""
@@ -130,25 +131,28 @@ class Intake:
                 self._on_refused(f"image {camera}", str(error))
                 return
             if expected:  # most images are not: the cameras are faster than the policy
-                self._node.inbox.fetch()
-                # Resizing takes longer than anything else here: this thread and the worker share it.
-                if self.offer():
-                    frame.prepared(self._size)
-                else:
-                    self._on_early(frame)
-                with self._lock:
-                    self._joints_awaited = self._buffer.awaits_joints
+                self._expected.append(frame)
 
         return on_image
 
-    def _patience(self) -> float | None:
+    def _on_wake(self, came: bool) -> float | None:
+        """After all pictures that were there have been read, or a while after a set that was faster than its joint state."""
+        if not self._node.active:
+            return None
+        self._node.inbox.fetch()  # with every picture, so that few are left when one is due
+        frames, self._expected = self._expected, []
+        if came and not frames and not self._joints_awaited:
+            return None
+        # Resizing takes longer than anything else here: this thread and the worker share it, from both ends.
+        if self.offer():
+            for frame in reversed(frames):
+                frame.prepared(self._size)
+        else:
+            for frame in frames:
+                self._on_early(frame)
+        with self._lock:
+            self._joints_awaited = came and self._buffer.awaits_joints
         return JOINTS_LATE if self._joints_awaited else None
-
-    def _on_joints_late(self) -> None:
-        """Once after a set of images that was faster than the joint state of its instant."""
-        self._joints_awaited = False
-        self._node.inbox.fetch()
-        self.offer()
 
 
 def reads(spec: BundleSpec) -> tuple:
