@@ -18,7 +18,7 @@ from rclpy.client import Client
 from rclpy.clock import Clock, ClockType
 from std_srvs.srv import SetBool, Trigger
 from vigil_msgs.msg import ActionChunk, ControlState, EpisodeState, FailureStatus, TaskState
-from vigil_msgs.srv import EndEpisode, ResetSim, StartEpisode
+from vigil_msgs.srv import EndEpisode, ResetSim, StartEpisode, SwitchTask
 
 from vigil.errors import VigilError
 from vigil.inbox.node import Inbox
@@ -37,6 +37,7 @@ SERVICES: dict[str, type] = {
     "sim/reset": ResetSim,
     "teleop/set_active": SetBool,
     "monitor/reset": Trigger,
+    "policy/switch_task": SwitchTask,
 }
 LOOK_EVERY = 0.02  # [s]
 # A server gives an answer up when it has not discovered the asker within 0.1 s, as one that was just restarted may not
@@ -210,6 +211,11 @@ class RigClient:
     def set_operator(self, active: bool) -> None:
         """Let the scripted operator take over, or release."""
         self.call("teleop/set_active", SetBool.Request(data=active))
+
+    def switch_task(self, task: str) -> None:
+        """Let the policy do another task of the rig file; VigilError if the arm stays in contact until the rig's patience ends."""
+        patience = self.rig.policy.switch_timeout + 10.0
+        self.call("policy/switch_task", SwitchTask.Request(task=task), timeout=patience)
 
     def call(self, name: str, request: Any, timeout: float = 10.0) -> Any:
         """Call a service of the rig and return its response.
