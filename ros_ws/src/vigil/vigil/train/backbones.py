@@ -99,10 +99,14 @@ def modulate(x: Tensor, film: Film) -> Tensor:
     return F.layer_norm(x, size) * gain + shift
 
 
-def tokenwise(layer: nn.Linear, x: Tensor) -> Tensor:
-    """A linear layer on x [B, T, C], as one product of matrices: ONNX Runtime then adds the bias within it."""
+def tokenwise(layer: nn.Module, x: Tensor) -> Tensor:
+    """Layers on each token of x [B, T, C], as rows of one matrix.
+
+    ONNX Runtime then adds the bias of a product within it, and leaves a norm after a sum alone: joined, both take longer.
+    """
     steps, channels = x.shape[1:]
-    return layer(x.reshape(-1, channels)).reshape(-1, steps, layer.out_features)
+    rows = layer(x.reshape(-1, channels))
+    return rows.reshape(-1, steps, rows.shape[-1])
 
 
 class Mlp(Backbone):
@@ -206,7 +210,7 @@ class UNet(Backbone):
         return x
 
     def predict(self, features: Tensor) -> Tensor:
-        return self.outlet(features)
+        return tokenwise(self.outlet, features)
 
 
 class TransformerBlock(nn.Module):
@@ -260,7 +264,7 @@ class Transformer(Backbone):
         return x
 
     def predict(self, features: Tensor) -> Tensor:
-        return self.outlet(features)
+        return tokenwise(self.outlet, features)
 
 
 BACKBONES: dict[str, type[Backbone]] = {"mlp": Mlp, "unet": UNet, "transformer": Transformer}
