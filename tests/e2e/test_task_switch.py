@@ -50,10 +50,9 @@ def test_a_task_is_switched_in_free_motion_without_a_jump_and_not_in_contact(tmp
         tmp_path,
         policy={"tasks": {OTHER: str(another_task(tmp_path, shipped.bundle_path()))}, "switch_timeout": 0.2},
         record={"directory": str(tmp_path / "episodes"), "images": "none"},
-        monitor={"hold_on": []},
+        monitor={"level": "none"},
     )
-    parameters = {"monitor": {"uncalibrated": True}}
-    with Session(rig, Options(lockstep=True), tmp_path / "log", parameters=parameters) as session:
+    with Session(rig, Options(lockstep=True), tmp_path / "log") as session:
         client = session.client
         new_scene(client, 70_000)
         client.start_episode("switched")

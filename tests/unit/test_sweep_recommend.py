@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from vigil.errors import VigilError
 from vigil.run.statistics import wilson
 from vigil.sweep.recommend import Measured, episodes_needed, recommend, require_one_inside
+from vigil.sweep.report import label_levels
 
 
 def rolled(name, latency, successes, n=100, p99=None, **more):
@@ -114,3 +115,9 @@ def test_the_answer_is_inside_the_budget_and_nothing_faster_is_as_good(found, bu
         assert chosen.rate >= low and chosen.latency_ms == min(m.latency_ms for m in good)
     else:
         assert chosen.rate == max(m.rate for m in inside)
+
+
+def test_names_of_near_neighbours_are_written_below_each_other():
+    assert label_levels([3.6, 22.0, 3.5, 7.9]) == [1, 0, 0, 0]
+    assert label_levels([1.0, 1.4, 1.9, 9.0]) == [0, 1, 2, 0]
+    assert label_levels([5.0, 5.0]) == [0, 1]

@@ -88,7 +88,8 @@ def engage(client: RigClient) -> None:
         except VigilError as error:
             blocked = client.arm.blocked_by
             raise VigilError(f"{error}; the arm says: {blocked}" if blocked else str(error)) from None
-        client.reset_monitor()
+        if client.rig.monitor.level != "none":
+            client.reset_monitor()
         try:
             client.engage()
             break

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from vigil.sweep.sweep import Candidate
 
 JSON_FILE, CSV_FILE, PICTURE_FILE = "sweep.json", "sweep.csv", "sweep.png"
 INSIDE, OUTSIDE, CHOSEN = "#2f6db0", "#8a97a5", "#c8322b"
+CLOSE = 1.5  # times as slow: points nearer to each other would have their names on top of each other
 
 
 def row(candidate: Candidate, budget_ms: float) -> dict[str, Any]:
@@ -71,8 +73,8 @@ def table(rows: Sequence[dict[str, Any]], chosen: str | None, budget_ms: float) 
             str(r["steps"]),
             f"{r['one_median_ms']:.1f} ({r['one_p99_ms']:.1f})",
             f"{r['all_median_ms']:.1f} ({r['all_p99_ms']:.1f})",
-            "–" if r["error"] is None else f"{r['error']:.3f} ({r['error_low']:.3f}–{r['error_high']:.3f})",
-            f"{r['successes']} of {r['episodes']} ({_percents(r)})" if r["episodes"] else "–",
+            "–" if r["error"] is None else f"{r['error']:.3f}\n{r['error_low']:.3f}–{r['error_high']:.3f}",
+            f"{r['successes']} of {r['episodes']}\n{_percents(r)}" if r["episodes"] else "–",
             style=None if r["inside_budget"] else "dim",
         )
     return shown
@@ -113,6 +115,7 @@ def draw(path: Path, rows: Sequence[dict[str, Any]], budget_ms: float, chosen: s
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.ticker import LogLocator, NullLocator
 
     figures = [
         ("error", "action error [standard deviations]", [r for r in rows if r["error"] is not None]),
@@ -123,7 +126,8 @@ def draw(path: Path, rows: Sequence[dict[str, Any]], budget_ms: float, chosen: s
         1, max(1, len(panels)), figsize=(6 * max(1, len(panels)), 4.5), layout="constrained", squeeze=False
     )
     for axes, (what, label, points) in zip(grid[0], panels, strict=False):
-        for r in points:
+        levels = label_levels([r["all_median_ms"] for r in points])
+        for r, level in zip(points, levels, strict=True):
             value = r["error"] if what == "error" else r["success_rate"]
             bars = [[max(value - r[f"{what}_low"], 0.0)], [max(r[f"{what}_high"] - value, 0.0)]]
             late = [[0.0], [max(r["all_p99_ms"] - r["all_median_ms"], 0.0)]]
@@ -140,17 +144,17 @@ def draw(path: Path, rows: Sequence[dict[str, Any]], budget_ms: float, chosen: s
                 capsize=2,
             )
             axes.annotate(
-                r["name"], (r["all_median_ms"], value), xytext=(6, 5), textcoords="offset points",
+                r["name"], (r["all_median_ms"], value), xytext=(6, -12 - 11 * level), textcoords="offset points",
                 fontsize=8, color=colour,
             )  # fmt: skip
         axes.axvline(budget_ms, color=OUTSIDE, lw=0.9, ls="--")
         axes.set(
             xlabel=f"inference with K = {rows[0]['samples']}, median to 99 % [ms]", ylabel=label, xscale="log"
         )
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter("{x:g}")
-        axes.xaxis.set_minor_formatter("{x:g}")
-        axes.tick_params(axis="x", which="minor", labelsize=7)
-        axes.grid(alpha=0.25, which="both")
+        axes.grid(alpha=0.25)
         if what == "success":
             axes.set_ylim(-0.03, 1.03)
         else:
@@ -158,3 +162,12 @@ def draw(path: Path, rows: Sequence[dict[str, Any]], budget_ms: float, chosen: s
     figure.suptitle("Samplers: the budget is dashed, the recommended one red", fontsize=11)
     figure.savefig(path, dpi=130)
     pyplot.close(figure)
+
+
+def label_levels(values: Sequence[float]) -> list[int]:
+    """How many lines lower each point's label goes, on a logarithmic axis, so that those of near neighbours lie below each other."""
+    levels = [0] * len(values)
+    order = sorted(range(len(values)), key=lambda i: values[i])
+    for before, i in itertools.pairwise(order):
+        levels[i] = levels[before] + 1 if values[i] < CLOSE * values[before] else 0
+    return levels

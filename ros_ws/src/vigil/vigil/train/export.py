@@ -6,9 +6,12 @@ that is added leaves the other graphs as they are.
 
 from __future__ import annotations
 
+import logging
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -104,16 +107,17 @@ class Graph:
         values = tuple(self.inputs.values())
         samples = torch.export.Dim("K", min=1, max=MOST_SAMPLES)
         dynamic = [{0: samples} if name in (NOISE_INPUT, BUFFER_INPUT) else None for name in self.inputs]
-        program = torch.onnx.export(
-            self.module,
-            values,
-            dynamo=True,
-            input_names=list(self.inputs),
-            output_names=list(self.outputs),
-            dynamic_shapes=tuple(dynamic) if any(dynamic) else None,
-            optimize=False,
-            verbose=False,
-        )
+        with exporter_quiet():
+            program = torch.onnx.export(
+                self.module,
+                values,
+                dynamo=True,
+                input_names=list(self.inputs),
+                output_names=list(self.outputs),
+                dynamic_shapes=tuple(dynamic) if any(dynamic) else None,
+                optimize=False,
+                verbose=False,
+            )
         assert program is not None
         # What a level alone decides could be folded into constants, but then the weights behind it would be lost.
         program.model = optimizer.optimize(program.model, input_size_limit=FOLDED_SIZE)
@@ -129,6 +133,20 @@ class Graph:
             _difference(made, wanted, self.module.net if name == CHUNKS_OUTPUT else None)
             for name, made, wanted in zip(self.outputs, made, expected, strict=True)
         )
+
+
+@contextmanager
+def exporter_quiet() -> Iterator[None]:
+    """Without what torch's exporter says of packages that it does not need, and of its own insides. Errors are raised as ever."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def run_graph(path: Path, outputs: Sequence[str], inputs: Mapping[str, Tensor]) -> list[np.ndarray]:

@@ -30,7 +30,14 @@ from vigil.policy.spec import (
     image_input,
 )
 from vigil.rig import RigConfig
-from vigil.train.export import MOST_SAMPLES, PARITY_SAMPLES, TOLERANCE, run_graph, strip_origin
+from vigil.train.export import (
+    MOST_SAMPLES,
+    PARITY_SAMPLES,
+    TOLERANCE,
+    exporter_quiet,
+    run_graph,
+    strip_origin,
+)
 from vigil.train.lerobot import act, diffusion
 from vigil.train.lerobot.binding import Binding, Unit, Wishes, bind
 from vigil.train.lerobot.checkpoint import Checkpoint, read_checkpoint
@@ -268,17 +275,18 @@ def _trace(module: nn.Module, inputs: dict[str, Tensor], outputs: tuple[str, ...
     dynamic = tuple({0: samples} if name in (NOISE_INPUT, X, ADDED) else None for name in inputs)
     if not isinstance(module, diffusion.ReverseStep):
         dynamic = (dynamic,)  # inputs taken as *inputs are one argument
-    torch.onnx.export(
-        module,
-        tuple(inputs.values()),
-        path,
-        dynamo=True,
-        input_names=list(inputs),
-        output_names=list(outputs),
-        dynamic_shapes=dynamic,
-        external_data=False,
-        verbose=False,
-    )
+    with exporter_quiet():
+        torch.onnx.export(
+            module,
+            tuple(inputs.values()),
+            path,
+            dynamo=True,
+            input_names=list(inputs),
+            output_names=list(outputs),
+            dynamic_shapes=dynamic,
+            external_data=False,
+            verbose=False,
+        )
     strip_origin(path)
 
 
