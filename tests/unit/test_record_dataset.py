@@ -302,7 +302,8 @@ def test_no_other_place_scales_or_decodes_pictures():
     scaling = {name for name, text in sources.items() if "resize(" in text}
     # The network of a LeRobot checkpoint may scale by itself: that is within the graph.
     inside = {"train/lerobot/vision.py"}
-    assert scaling - inside == {"policy/observation.py", "run/stories.py", "record/dataset/report.py"}
+    assert scaling - inside == {"policy/shrink.py", "run/stories.py", "record/dataset/report.py"}
+    assert {name for name, text in sources.items() if "policy.shrink" in text} == {"policy/observation.py"}
     assert {name for name, text in sources.items() if "imdecode" in text} == {"record/pictures.py"}
 
 
