@@ -4,7 +4,7 @@
 
 The real teleop node at 50 Hz with the default timeout, a simulated robot's joint states, and browsers on the same machine. Times
 are from the event in the browser to the receipt of the first command that shows it, over real DDS; for a browser that falls
-silent or vanishes that is the time for which the arm still believes in its hand. About five minutes.
+silent or vanishes that is the time for which the arm still believes in its hand. About three minutes.
 """
 
 from __future__ import annotations
