@@ -28,6 +28,7 @@ def test_every_part_of_a_tick_has_its_time(tmp_path):
         assert len(timing.seconds) == TICKS and (timing.seconds > 0).all()
     assert (found.evidence.seconds > found.chunk.seconds).all()
     assert (found.chunk.seconds > found.complete.seconds).all()
+    assert (found.complete.seconds > found.given.seconds).all() and (found.given.seconds > 0).all()
     # An ordinary machine under tests: the order of magnitude, and that the clocks are of one kind.
     assert found.chunk.median < 100
 

@@ -26,6 +26,15 @@ def publisher(test: Graph, topic: str):
     return made
 
 
+def publish_five(test: Graph) -> None:
+    """Numbers 0 to 4; another subscription has heard them."""
+    told, seen = publisher(test, "numbers"), test.collect(Int32, "numbers", EVENTS)
+    wait_for(lambda: told.get_subscription_count() == 2, what="discovery of the witness")
+    for number in range(5):
+        told.publish(Int32(data=number))
+    wait_for(lambda: len(seen) == 5, what="messages of the witness")
+
+
 def messages_alone(came: bool) -> None:
     assert came, "nothing was asked to be late"
 
@@ -33,11 +42,7 @@ def messages_alone(came: bool) -> None:
 def test_messages_wait_until_they_are_fetched_and_come_in_order(live):
     inbox, got = Inbox(live.node), []
     inbox.listen(Int32, "numbers", lambda message: got.append(message.data), EVENTS)
-    told, seen = publisher(live, "numbers"), live.collect(Int32, "numbers", EVENTS)
-    wait_for(lambda: told.get_subscription_count() == 2, what="discovery of the witness")
-    for number in range(5):
-        told.publish(Int32(data=number))
-    wait_for(lambda: len(seen) == 5, what="messages of the witness")
+    publish_five(live)
     assert got == []
     wait_for(lambda: inbox.fetch() or len(got) == 5, what="five messages")
     assert got == [0, 1, 2, 3, 4]
@@ -77,11 +82,7 @@ def test_an_attended_inbox_tells_when_nothing_came_in_time(live):
 def test_what_came_together_is_handed_over_before_anybody_is_told(live):
     inbox, got, seen = Inbox(live.node), [], []
     inbox.listen(Int32, "numbers", lambda message: got.append(message.data), EVENTS)
-    told, witness = publisher(live, "numbers"), live.collect(Int32, "numbers", EVENTS)
-    wait_for(lambda: told.get_subscription_count() == 2, what="discovery of the witness")
-    for number in range(5):
-        told.publish(Int32(data=number))
-    wait_for(lambda: len(witness) == 5, what="messages of the witness")
+    publish_five(live)
     inbox.attend(lambda came: seen.append(len(got)))
     wait_for(lambda: got == [0, 1, 2, 3, 4] and seen, what="five messages")
     assert (

@@ -7,7 +7,7 @@ from rich.console import Console
 from support.sampler_bundle import write_sampler_bundle
 from support.tiny_bundle import write_tiny_bundle
 from vigil.bench import commands, graph
-from vigil.bench.ticks import SETTLING, Tick, Ticks, node_times, overhead
+from vigil.bench.ticks import SETTLING, Tick, Ticks, node_times, overhead, read_handed_over
 from vigil.errors import VigilError
 from vigil.policy.bundle import load_bundle
 from vigil.policy.runtime import PolicyRuntime
@@ -34,21 +34,30 @@ def bare(count, encoder=0.002, first=0.005, rest=0.010):
     return {name: np.full(count, value) for name, value in calls.items()}
 
 
+GIVEN = {
+    200 * MS * i: 200 * MS * i + MS for i in range(100)
+}  # every input comes out of its source after a millisecond
+
+
 def test_overhead_is_what_the_node_adds_to_the_graph():
-    found = node_times(32, ticks(50).counted(), 0.2, bare(50))
-    assert overhead(found.chunk, found.bare_chunk) == (pytest.approx(5.0), pytest.approx(5.0))
+    found = node_times(32, ticks(50).counted(), 0.2, bare(50), GIVEN)
+    assert (found.given.median, found.chunk.median) == (pytest.approx(1.0), pytest.approx(12.0))
+    assert overhead(found.response, found.bare_chunk) == (pytest.approx(4.0), pytest.approx(4.0))
     assert overhead(found.inside, found.bare_chunk) == (pytest.approx(2.0), pytest.approx(2.0))
-    assert overhead(found.evidence, found.bare_evidence) == (pytest.approx(13.0), pytest.approx(13.0))
+    assert overhead(found.evidence_response, found.bare_evidence) == (
+        pytest.approx(12.0),
+        pytest.approx(12.0),
+    )
     assert found.complete.median == pytest.approx(3.0) and found.missed == 0
 
 
 def test_facts_of_the_node_name_the_worst_k_and_what_does_not_fit():
-    good = node_times(1, ticks(50, chunk_ms=9.5, inference_ms=8.0).counted(), 0.2, bare(50))
-    bad = node_times(32, ticks(50, lost=(20,)).counted(), 0.2, bare(49))
-    late = node_times(256, ticks(50, chunk_ms=90.0, evidence_ms=210.0).counted(), 0.2, bare(50))
+    good = node_times(1, ticks(50, chunk_ms=9.5, inference_ms=8.0).counted(), 0.2, bare(50), GIVEN)
+    bad = node_times(32, ticks(50, lost=(20,)).counted(), 0.2, bare(49), GIVEN)
+    late = node_times(256, ticks(50, chunk_ms=90.0, evidence_ms=210.0).counted(), 0.2, bare(50), GIVEN)
     said = commands.node_facts([good, bad, late])
     assert said[0].startswith("K = 256 does not fit the rig's period of 200 ms")
-    assert said[1].startswith("overhead at 99 %: 5.0 ms at most, with K = 32") and "misses" in said[1]
+    assert said[1].startswith("overhead at 99 %: 4.0 ms at most, with K = 32") and "misses" in said[1]
     assert said[2].startswith("own overhead at 99 %: 2.0 ms at most") and "within 3 ms" in said[2]
     assert "resizing the pictures takes 1.0 ms" in said[3]
     assert len(commands.node_facts([late])) == 2
@@ -58,11 +67,17 @@ def test_facts_of_the_node_name_the_worst_k_and_what_does_not_fit():
     assert "…" not in shown.get() and "12.0 (12.0)" in shown.get() and "210.0 (210.0)" in shown.get()
 
 
+def test_the_last_source_counts(tmp_path):
+    for name, text in (("a", "0 5\n10 17\n"), ("b", "0 7\n10 11\n20 21\n")):
+        (tmp_path / name).write_text(text)
+    assert read_handed_over([tmp_path / "a", tmp_path / "b"]) == {0: 7, 10: 17, 20: 21}
+
+
 def test_first_ticks_do_not_count_and_missed_ones_do():
     heard = ticks(50, lost=(20, 21))
     counted = heard.counted()
     assert counted[0].number == SETTLING and len(counted) == 48
-    assert node_times(32, counted, 0.2, bare(48)).missed == 2
+    assert node_times(32, counted, 0.2, bare(48), GIVEN).missed == 2
 
 
 def test_ticks_without_evidence_are_not_counted():

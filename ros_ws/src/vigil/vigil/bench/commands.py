@@ -108,17 +108,18 @@ def chunk_table(found: Sequence[NodeTimes], candidates: int) -> Table:
     """The chunk in the node and in the bare graph; median and 99 % in ms."""
     table = _table(
         f"stamp of the observation to the chunk over DDS, n = {len(found[0].chunk.seconds)} each",
-        f"ms, median (99 %); the chunk is one of the first {candidates} samples at most\noverhead: chunk less bare graph; own: the same "
-        "once all inputs are there",
-        ("K", "inputs there", "chunk", "bare graph", "overhead", "own"),
+        f"ms, median (99 %); the chunk is one of the first {candidates} samples at most\ngiven: the sources have handed the last input to "
+        "the middleware\noverhead: from there to the chunk, less bare graph\nown: the same once all inputs have arrived",
+        ("K", "given", "arrived", "chunk", "bare graph", "overhead", "own"),
     )
     for times in found:
         table.add_row(
             str(times.samples),
+            _pair(times.given),
             _pair(times.complete),
             _pair(times.chunk),
             _pair(times.bare_chunk),
-            _both(overhead(times.chunk, times.bare_chunk)),
+            _both(overhead(times.response, times.bare_chunk)),
             _both(overhead(times.inside, times.bare_chunk)),
         )
     return table
@@ -132,7 +133,7 @@ def evidence_table(found: Sequence[NodeTimes]) -> Table:
         ("K", "evidence", "bare graph", "overhead", "missed ticks"),
     )
     for times in found:
-        added = _both(overhead(times.evidence, times.bare_evidence))
+        added = _both(overhead(times.evidence_response, times.bare_evidence))
         table.add_row(
             str(times.samples), _pair(times.evidence), _pair(times.bare_evidence), added, str(times.missed)
         )
@@ -154,7 +155,7 @@ def node_facts(found: Sequence[NodeTimes]) -> list[str]:
         if not times.fits
     ]
     fitting = [times for times in found if times.fits]
-    for what, name in (("chunk", "overhead"), ("inside", "own overhead")) if fitting else ():
+    for what, name in (("response", "overhead"), ("inside", "own overhead")) if fitting else ():
         worst = {times.samples: overhead(getattr(times, what), times.bare_chunk)[1] for times in fitting}
         k = max(worst, key=worst.__getitem__)
         facts.append(

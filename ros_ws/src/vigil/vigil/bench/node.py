@@ -1,17 +1,19 @@
 """What stands around the policy node while it is measured: cameras, joint states, and an ear for what it publishes.
 
-    python -m vigil.bench.node --rig RIG --part CAMERA     # or --part joints
+    python -m vigil.bench.node --rig RIG --part CAMERA --log FILE     # or --part joints
 
-runs one source as a process of its own, as cameras and drivers do. Like those of the simulated rig, frames are exposed at
+runs one source as a process of its own, as cameras and drivers do, and notes when it handed each message to the middleware. Like those of the simulated rig, frames are exposed at
 instants at which a joint state is taken too.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import time
 from array import array
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import rclpy
@@ -56,8 +58,12 @@ class Ear:
         self.ticks.complete(message.tick, info["source_timestamp"])
 
 
-def _camera(node: Node, rig: RigConfig, name: str) -> tuple[int, Callable[[int], None]]:
-    """Period [ns], and what publishes the frame of an instant; as `vigil.camera.node` does it."""
+Publish = Callable[[int], int]
+"""Publishes what was taken at an instant, and gives when the middleware got it; both in ns of the system clock."""
+
+
+def _camera(node: Node, rig: RigConfig, name: str) -> tuple[int, Publish]:
+    """Period [ns], and what publishes a frame; as `vigil.camera.node` does it."""
     camera = rig.camera(name)
     shape = (camera.height, camera.width, 3)
     topic = node.create_publisher(Image, f"{name}/color/image_raw", SENSOR)
@@ -65,15 +71,17 @@ def _camera(node: Node, rig: RigConfig, name: str) -> tuple[int, Callable[[int],
     message.data = array("B", bytes(np.prod(shape)))
     frames = np.random.default_rng(0).integers(0, 256, (FRAMES, *shape), np.uint8)
 
-    def publish(stamp: int) -> None:
+    def publish(stamp: int) -> int:
         message.header.stamp = to_stamp(stamp)
         np.frombuffer(message.data, np.uint8)[:] = frames[(stamp // JOINT_PERIOD) % FRAMES].reshape(-1)
+        handed_over = time.time_ns()
         topic.publish(message)
+        return handed_over
 
     return round(1e9 / camera.rate), publish
 
 
-def _joints(node: Node, rig: RigConfig) -> tuple[int, Callable[[int], None]]:
+def _joints(node: Node, rig: RigConfig) -> tuple[int, Publish]:
     """The same of the joint states: every arm at home."""
     told = []
     for source in joint_sources(rig):
@@ -82,10 +90,12 @@ def _joints(node: Node, rig: RigConfig) -> tuple[int, Callable[[int], None]]:
         message = JointState(name=list(source.joints), position=at_home)
         told.append((node.create_publisher(JointState, source.topic, SENSOR), message))
 
-    def publish(stamp: int) -> None:
+    def publish(stamp: int) -> int:
+        handed_over = time.time_ns()
         for topic, message in told:
             message.header.stamp = to_stamp(stamp)
             topic.publish(message)
+        return handed_over
 
     return JOINT_PERIOD, publish
 
@@ -95,6 +105,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rig", required=True)
     parser.add_argument("--part", required=True)
+    parser.add_argument("--log", type=Path, required=True)
     args = parser.parse_args()
     rig = load_rig(args.rig)
     rclpy.init()
@@ -102,16 +113,13 @@ def main() -> None:
     period, publish = _joints(node, rig) if args.part == JOINTS else _camera(node, rig, args.part)
     step_forward(all_threads=True)  # as cameras do; hardware has a processor of its own
     number = time.time_ns() // period + 1
-    try:
+    with args.log.open("w", buffering=1) as log, contextlib.suppress(KeyboardInterrupt):
         while True:
             stamp = round(number * period / JOINT_PERIOD) * JOINT_PERIOD
             time.sleep(max(0, stamp - time.time_ns()) / 1e9)
-            publish(stamp)
+            log.write(f"{stamp} {publish(stamp)}\n")
             number += 1
-    except KeyboardInterrupt:
-        pass
-    finally:
-        rclpy.try_shutdown()
+    rclpy.try_shutdown()
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from rich.console import Console
 
-from vigil.bench.ticks import SETTLING, NodeTimes, node_times
+from vigil.bench.ticks import SETTLING, NodeTimes, node_times, read_handed_over
 from vigil.bringup import Options, dds_environment, environment
 from vigil.errors import VigilError
 from vigil.rig import RigConfig
@@ -63,10 +63,11 @@ def measure_node(
         VigilError: the node does not start, or stays silent.
     """
     derived = derive_rig(rig, folder, policy={"samples": samples})
+    notes = {part: folder / f"{part}.txt" for part in (*(camera.name for camera in rig.cameras), JOINTS)}
     from vigil.bench.node import Ear  # DDS reads its settings when it is loaded
 
     with (
-        Supervisor(_sources(derived), folder / "sources", os.environ) as sources,
+        Supervisor(_sources(derived, notes), folder / "sources", os.environ) as sources,
         PolicyAlone(derived, folder / "log", console) as session,
         Ear(derived) as ear,
     ):
@@ -78,19 +79,20 @@ def measure_node(
             advance(ticks)
             seconds = _seconds(bare, BARE_PATIENCE + ticks * derived.policy.period)
         heard = ear.ticks.counted()[-ticks:]
-    return node_times(samples, heard, derived.policy.period, seconds)
+    return node_times(samples, heard, derived.policy.period, seconds, read_handed_over(notes.values()))
 
 
-def _sources(rig: RigConfig) -> list[ProcessSpec]:
-    """A process per camera, and one for the joint states, each with the DDS profile that it has in a rig."""
+def _sources(rig: RigConfig, notes: Mapping[str, Path]) -> list[ProcessSpec]:
+    """A process per camera, and one for the joint states, each with the DDS profile that it has in a rig, and the file for its notes."""
     env, local = environment(rig, os.environ), rig.sim is not None
-    command = [sys.executable, "-m", "vigil.bench.node", "--rig", str(rig.path), "--part"]
-    parts = {camera.name: "camera" for camera in rig.cameras} | {JOINTS: ""}
+    command = [sys.executable, "-m", "vigil.bench.node", "--rig", str(rig.path)]
+
+    def profile(part: str) -> dict[str, str]:
+        return dds_environment(os.environ, local=local, room="" if part == JOINTS else "camera")
+
     return [
-        ProcessSpec(
-            part, [*command, part], env={**env, **dds_environment(os.environ, local=local, room=room)}
-        )
-        for part, room in parts.items()
+        ProcessSpec(part, [*command, "--part", part, "--log", str(note)], env={**env, **profile(part)})
+        for part, note in notes.items()
     ]
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
@@ -65,6 +67,7 @@ class NodeTimes:
     Attributes:
         samples: K.
         chunk: from the observation's stamp to the published chunk.
+        given: of that the part until the last of its inputs was handed to the middleware: a source that is late is not the node's doing.
         complete: of that the part until all of the observation had arrived.
         evidence: from the observation's stamp to the published evidence, which has all K.
         bare_chunk, bare_evidence: the graph alone: encoder and the first few samples; encoder and all of them.
@@ -75,6 +78,7 @@ class NodeTimes:
 
     samples: int
     chunk: Timing
+    given: Timing
     complete: Timing
     evidence: Timing
     bare_chunk: Timing
@@ -89,6 +93,16 @@ class NodeTimes:
         return self.evidence.p99 < self.period * 1e3
 
     @property
+    def response(self) -> Timing:
+        """From the last input, as it was handed to the middleware, to the chunk."""
+        return Timing(self.chunk.seconds - self.given.seconds)
+
+    @property
+    def evidence_response(self) -> Timing:
+        """The same to the evidence."""
+        return Timing(self.evidence.seconds - self.given.seconds)
+
+    @property
     def inside(self) -> Timing:
         """From the complete observation to the chunk: what remains without the way of the inputs."""
         return Timing(self.chunk.seconds - self.complete.seconds)
@@ -99,22 +113,41 @@ def overhead(whole: Timing, bare: Timing) -> tuple[float, float]:
     return whole.median - bare.median, whole.p99 - bare.p99
 
 
-def node_times(samples: int, ticks: list[Tick], period: float, bare: dict[str, np.ndarray]) -> NodeTimes:
+def read_handed_over(logs: Iterable[Path]) -> dict[int, int]:
+    """By stamp, when the last source handed over what it took then, both in ns; each log has a line ``stamp instant`` for each message."""
+    last: dict[int, int] = {}
+    for log in logs:
+        for line in log.read_text().splitlines():
+            stamp, instant = map(int, line.split())
+            last[stamp] = max(instant, last.get(stamp, 0))
+    return last
+
+
+def node_times(
+    samples: int,
+    ticks: list[Tick],
+    period: float,
+    bare: Mapping[str, np.ndarray],
+    handed_over: Mapping[int, int],
+) -> NodeTimes:
     """The figures of one K.
 
     Args:
         ticks: in order, at least two.
         period: between two of them, as the rig says [s].
         bare: seconds [n] of ``resize``, ``encoder``, ``first`` and ``rest``, the calls of one tick.
+        handed_over: see `read_handed_over`; has the stamps of all ticks.
     """
     observed = np.array([tick.observed for tick in ticks])
     chunk = np.array([tick.published for tick in ticks]) - observed
     evidence = np.array([tick.proven for tick in ticks]) - observed
+    given = np.array([handed_over[tick.observed] for tick in ticks]) - observed
     inference = np.array([tick.inference_s for tick in ticks])
     due = round((observed[-1] - observed[0]) / 1e9 / period) + 1
     return NodeTimes(
         samples=samples,
         chunk=Timing(chunk / 1e9),
+        given=Timing(given / 1e9),
         complete=Timing(chunk / 1e9 - inference),
         evidence=Timing(evidence / 1e9),
         bare_chunk=Timing(bare["encoder"] + bare["first"]),
