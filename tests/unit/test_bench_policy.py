@@ -34,9 +34,8 @@ def bare(count, encoder=0.002, first=0.005, rest=0.010):
     return {name: np.full(count, value) for name, value in calls.items()}
 
 
-GIVEN = {
-    200 * MS * i: 200 * MS * i + MS for i in range(100)
-}  # every input comes out of its source after a millisecond
+# Every input comes out of its source after a millisecond.
+GIVEN = {200 * MS * i: 200 * MS * i + MS for i in range(100)}
 
 
 def test_overhead_is_what_the_node_adds_to_the_graph():

@@ -129,7 +129,7 @@ def evidence_table(found: Sequence[NodeTimes]) -> Table:
     """The evidence, which has all K samples, in the node and in the bare graph; median and 99 % in ms."""
     table = _table(
         "stamp of the observation to the evidence over DDS",
-        "ms, median (99 %)",
+        "ms, median (99 %); overhead: since the last input was handed over",
         ("K", "evidence", "bare graph", "overhead", "missed ticks"),
     )
     for times in found:

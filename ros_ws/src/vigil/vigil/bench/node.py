@@ -2,8 +2,8 @@
 
     python -m vigil.bench.node --rig RIG --part CAMERA --log FILE     # or --part joints
 
-runs one source as a process of its own, as cameras and drivers do, and notes when it handed each message to the middleware. Like those of the simulated rig, frames are exposed at
-instants at which a joint state is taken too.
+runs one source as a process of its own, as cameras and drivers do, and notes when it handed each message to the middleware.
+Like those of the simulated rig, frames are exposed at instants at which a joint state is taken too.
 """
 
 from __future__ import annotations

@@ -6,12 +6,9 @@ that is added leaves the other graphs as they are.
 
 from __future__ import annotations
 
-import logging
 import shutil
 import tempfile
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,12 +43,14 @@ from vigil.policy.spec import (
 )
 from vigil.train.model import PolicyNet
 from vigil.train.precision import lower
+from vigil.train.quiet import quiet
 from vigil.train.samplers import SAMPLERS, SamplerModule, Streaming, StreamingStart, make_sampler
 from vigil.train.weights import ABOUT_DATA, RANGES, Trained, graph_weights, load_policy, note_weights
 
 PARITY_SAMPLES = 16
 TOLERANCE = 1e-4  # [normalised units]
 MOST_SAMPLES = 4096  # K of one call
+EXPORTER = "torch.onnx"  # the logger that tells of packages which are not needed
 FOLDED_SIZE = 1024  # numbers; of larger ones no constant is made
 
 
@@ -107,7 +106,7 @@ class Graph:
         values = tuple(self.inputs.values())
         samples = torch.export.Dim("K", min=1, max=MOST_SAMPLES)
         dynamic = [{0: samples} if name in (NOISE_INPUT, BUFFER_INPUT) else None for name in self.inputs]
-        with exporter_quiet():
+        with quiet(EXPORTER):
             program = torch.onnx.export(
                 self.module,
                 values,
@@ -133,20 +132,6 @@ class Graph:
             _difference(made, wanted, self.module.net if name == CHUNKS_OUTPUT else None)
             for name, made, wanted in zip(self.outputs, made, expected, strict=True)
         )
-
-
-@contextmanager
-def exporter_quiet() -> Iterator[None]:
-    """Without what torch's exporter says of packages that it does not need, and of its own insides. Errors are raised as ever."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            yield
-    finally:
-        logger.setLevel(level)
 
 
 def run_graph(path: Path, outputs: Sequence[str], inputs: Mapping[str, Tensor]) -> list[np.ndarray]:

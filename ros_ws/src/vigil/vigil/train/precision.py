@@ -5,7 +5,6 @@ Inputs and outputs stay float32, so whoever runs a graph need not know.
 
 from __future__ import annotations
 
-import logging
 import warnings
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from onnx import helper, numpy_helper
 
 from vigil.errors import VigilError
 from vigil.policy.spec import Precision
+from vigil.train.quiet import quiet
 
 
 def lower(path: Path, precision: Precision) -> None:
@@ -43,18 +43,17 @@ def lower(path: Path, precision: Precision) -> None:
     _without_gemm(model.graph)
     full = path.with_suffix(".fp32.onnx")
     onnx.save(model, full)
-    logger = logging.getLogger()
-    level = logger.level
-    logger.setLevel(logging.ERROR)  # it advises what the exporter has already done
     try:
-        quantize_dynamic(
-            full,
-            path,
-            weight_type=QuantType.QInt8,
-            extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},  # where shapes cannot be inferred
-        )
+        with quiet():  # it advises what the exporter has already done
+            quantize_dynamic(
+                full,
+                path,
+                weight_type=QuantType.QInt8,
+                extra_options={
+                    "DefaultTensorType": onnx.TensorProto.FLOAT
+                },  # where shapes cannot be inferred
+            )
     finally:
-        logger.setLevel(level)
         full.unlink()
     if not any(node.op_type == "DynamicQuantizeLinear" for node in onnx.load(path).graph.node):
         raise VigilError(f"{path.name}: the graph has no product of matrices that 8 bits would do for")

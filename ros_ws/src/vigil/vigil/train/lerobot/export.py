@@ -31,10 +31,10 @@ from vigil.policy.spec import (
 )
 from vigil.rig import RigConfig
 from vigil.train.export import (
+    EXPORTER,
     MOST_SAMPLES,
     PARITY_SAMPLES,
     TOLERANCE,
-    exporter_quiet,
     run_graph,
     strip_origin,
 )
@@ -44,6 +44,7 @@ from vigil.train.lerobot.checkpoint import Checkpoint, read_checkpoint
 from vigil.train.lerobot.config import ACTION, DiffusionConfig
 from vigil.train.lerobot.loop import ADDED, COEFFICIENTS, FILM, NEXT, OBSERVED, X, looped
 from vigil.train.lerobot.normalise import Normaliser
+from vigil.train.quiet import quiet
 
 DDIM_STEPS = 10  # of policies that were tested with many steps of DDPM
 
@@ -275,7 +276,7 @@ def _trace(module: nn.Module, inputs: dict[str, Tensor], outputs: tuple[str, ...
     dynamic = tuple({0: samples} if name in (NOISE_INPUT, X, ADDED) else None for name in inputs)
     if not isinstance(module, diffusion.ReverseStep):
         dynamic = (dynamic,)  # inputs taken as *inputs are one argument
-    with exporter_quiet():
+    with quiet(EXPORTER):
         torch.onnx.export(
             module,
             tuple(inputs.values()),
