@@ -181,7 +181,8 @@ def test_the_schedule_falls_from_clean_to_noise():
 def test_settings_that_do_not_fit_are_refused():
     for settings, reason in (
         ({"backbone": "unet", "horizon": 12}, "halves a chunk 3 times"),
-        ({"backbone": "transformer", "denoiser_width": 100}, "multiple of 8"),
+        ({"backbone": "transformer", "denoiser_width": 100}, "64 wide"),
+        ({"backbone": "transformer", "denoiser_width": 5}, "64 wide"),
         ({"objective": "streaming", "executed_steps": 5}, "has to divide horizon"),
     ):
         with pytest.raises(ValueError, match=reason):

@@ -245,15 +245,15 @@ def test_the_convolution_is_that_of_torch():
 
 def test_the_attention_is_that_of_torch():
     torch.manual_seed(0)
-    block, x = TransformerBlock(16), torch.randn(2, 5, 16)
+    block, x = TransformerBlock(192), torch.randn(2, 5, 192)
     torch.nn.init.normal_(block.join.weight)
     torch.nn.init.zeros_(block.down.weight)
-    plain = (torch.ones(1, 16), torch.zeros(1, 16))
-    reference = torch.nn.MultiheadAttention(16, TransformerBlock.HEADS, batch_first=True)
+    plain = (torch.ones(1, 192), torch.zeros(1, 192))
+    reference = torch.nn.MultiheadAttention(192, block.heads, batch_first=True)
     reference.in_proj_weight.data, reference.in_proj_bias.data = block.qkv.weight.data, block.qkv.bias.data
     reference.out_proj.weight.data, reference.out_proj.bias.data = (
         block.join.weight.data,
         block.join.bias.data,
     )
-    tokens = torch.nn.functional.layer_norm(x, (16,))
+    tokens = torch.nn.functional.layer_norm(x, (192,))
     torch.testing.assert_close(block(x, plain, plain), x + reference(tokens, tokens, tokens)[0])

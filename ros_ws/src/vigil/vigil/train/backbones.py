@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vigil.train.config import TrainConfig
+from vigil.train.config import HEAD_WIDTH, TrainConfig
 
 LEVEL_FEATURES = 128
 Film = tuple[Tensor, Tensor]  # gain and shift, [B, C] each
@@ -216,10 +216,9 @@ class UNet(Backbone):
 class TransformerBlock(nn.Module):
     """Self-attention and an MLP, before each of them a modulated norm (as in DiT, Peebles and Xie 2023, without gates)."""
 
-    HEADS = 4
-
     def __init__(self, width: int) -> None:
         super().__init__()
+        self.heads = max(1, width // HEAD_WIDTH)
         self.norm1, self.film1 = nn.LayerNorm(width), nn.Linear(width, 2 * width)
         self.qkv = nn.Linear(width, 3 * width)
         self.join = _zero(nn.Linear(width, width))
@@ -230,14 +229,16 @@ class TransformerBlock(nn.Module):
     def forward(self, x: Tensor, attention: Film, mlp: Film) -> Tensor:
         steps, width = x.shape[1:]
         tokens = modulate(x, attention).reshape(-1, width)
-        # Three products instead of one whose result is taken apart: parts of weights cost nothing.
-        parts = zip(self.qkv.weight.chunk(3), self.qkv.bias.chunk(3), strict=True)
-        heads = (-1, steps, self.HEADS, width // self.HEADS)
-        q, k, v = (
-            F.linear(tokens, w, b).reshape(heads).transpose(1, 2) for w, b in parts
-        )  # [B, heads, T, ...]
-        weights = (q @ k.transpose(-1, -2) / math.sqrt(width // self.HEADS)).softmax(-1)
-        x = x + tokenwise(self.join, (weights @ v).transpose(1, 2).reshape(-1, steps, width))
+        # A product for each head, of parts of the weights: to take the result of one product apart costs more than they do.
+        size = width // self.heads
+        parts = zip(self.qkv.weight.split(size), self.qkv.bias.split(size), strict=True)
+        rows = [F.linear(tokens, w, b).reshape(-1, steps, size) for w, b in parts]
+        queries, keys, values = (rows[i : i + self.heads] for i in range(0, len(rows), self.heads))
+        seen = [
+            (q @ k.transpose(1, 2) / math.sqrt(size)).softmax(-1) @ v
+            for q, k, v in zip(queries, keys, values, strict=True)
+        ]
+        x = x + tokenwise(self.join, torch.cat(seen, -1))
         return x + tokenwise(self.down, F.silu(tokenwise(self.up, modulate(x, mlp))))
 
 

@@ -12,6 +12,7 @@ from vigil.rig import Positive, Strict, read_yaml, validate
 Count = Annotated[int, Field(ge=1)]
 Objective = Literal["diffusion", "flow", "mean_flow", "streaming"]
 BackboneName = Literal["mlp", "unet", "transformer"]
+HEAD_WIDTH = 64  # of the transformer's heads; a product with fewer columns is slow
 
 
 class TrainConfig(Strict):
@@ -90,9 +91,12 @@ class TrainConfig(Strict):
                 f"the U-Net halves a chunk {self.denoiser_blocks - 1} times, and {self.horizon} steps do not allow that: "
                 "lower denoiser_blocks, or change horizon"
             )
-        if self.backbone == "transformer" and self.denoiser_width % 8:
+        if self.backbone == "transformer" and self.denoiser_width % (
+            HEAD_WIDTH if self.denoiser_width > HEAD_WIDTH else 2
+        ):
             raise ValueError(
-                f"the transformer has 4 heads: denoiser_width ({self.denoiser_width}) has to be a multiple of 8"
+                f"a head of the transformer is {HEAD_WIDTH} wide: denoiser_width ({self.denoiser_width}) has to be a multiple of that, or a "
+                "smaller even number for a single head"
             )
         if self.objective == "streaming" and self.horizon % self.executed_steps:
             raise ValueError(
