@@ -7,7 +7,7 @@ import threading
 import pytest
 import rclpy
 from rclpy.executors import SingleThreadedExecutor
-from std_msgs.msg import Int32
+from std_msgs.msg import Int32, String
 
 from support.live_node import Graph, graph, wait_for
 from vigil.inbox.node import Inbox
@@ -20,8 +20,8 @@ def live():
         yield test
 
 
-def publisher(test: Graph, topic: str):
-    made = test.node.create_publisher(Int32, topic, EVENTS)
+def publisher(test: Graph, topic: str, kind: type = Int32):
+    made = test.node.create_publisher(kind, topic, EVENTS)
     wait_for(lambda: made.get_subscription_count() == 1, what="discovery")
     return made
 
@@ -35,8 +35,9 @@ def publish_five(test: Graph) -> None:
     wait_for(lambda: len(seen) == 5, what="messages of the witness")
 
 
-def messages_alone(came: bool) -> None:
-    assert came, "nothing was asked to be late"
+def content() -> bool:
+    """Nothing else is awaited."""
+    return False
 
 
 def test_messages_wait_until_they_are_fetched_and_come_in_order(live):
@@ -52,7 +53,7 @@ def test_messages_wait_until_they_are_fetched_and_come_in_order(live):
 def test_an_attended_inbox_hands_over_in_its_own_thread(live):
     inbox, got = Inbox(live.node), []
     inbox.listen(Int32, "numbers", lambda m: got.append((m.data, threading.current_thread().name)), EVENTS)
-    inbox.attend(messages_alone)
+    inbox.attend(content)
     told = publisher(live, "numbers")
     for number in range(3):
         told.publish(Int32(data=number))
@@ -62,28 +63,38 @@ def test_an_attended_inbox_hands_over_in_its_own_thread(live):
     assert not any(thread.name == "inbox" for thread in threading.enumerate())
 
 
-def test_an_attended_inbox_tells_when_nothing_came_in_time(live):
-    inbox, wakes = Inbox(live.node), []
+def test_an_attended_inbox_wakes_for_another_one_only_while_that_is_awaited(live):
+    inbox, beside, got, wakes = Inbox(live.node), Inbox(live.node), [], []
 
-    def on_wake(came: bool) -> float | None:
-        wakes.append(came)
-        return 0.01 if came else None
+    def on_wake() -> bool:
+        beside.fetch()
+        wakes.append(list(got))
+        return got[-1] == "begin"
 
-    inbox.listen(Int32, "numbers", lambda message: None, EVENTS)
-    inbox.attend(on_wake)
-    told = publisher(live, "numbers")
-    for number in (1, 2):
-        told.publish(Int32(data=number))
-        wait_for(lambda number=number: wakes.count(False) == number, what="a wake without a message")
-    assert wakes == [True, False] * 2
+    inbox.listen(String, "asked", lambda message: got.append(message.data), EVENTS)
+    beside.listen(Int32, "numbers", lambda message: got.append(message.data), EVENTS)
+    inbox.attend(on_wake, beside)
+    told, numbers = publisher(live, "asked", String), publisher(live, "numbers")
+    told.publish(String(data="begin"))
+    wait_for(lambda: wakes == [["begin"]], what="the first wake")
+    numbers.publish(Int32(data=1))
+    wait_for(lambda: wakes[1:] == [["begin", 1]], what="the wake by the other inbox")
+    witness = live.collect(Int32, "numbers", EVENTS)
+    wait_for(lambda: numbers.get_subscription_count() == 2, what="discovery of the witness")
+    numbers.publish(Int32(data=2))
+    wait_for(lambda: len(witness) == 1, what="the message of which nobody is woken")
+    told.publish(String(data="end"))
+    wait_for(lambda: len(wakes) == 3, what="the last wake")
+    assert wakes[2] == ["begin", 1, "end", 2]
     inbox.close()
+    beside.close()
 
 
 def test_what_came_together_is_handed_over_before_anybody_is_told(live):
     inbox, got, seen = Inbox(live.node), [], []
     inbox.listen(Int32, "numbers", lambda message: got.append(message.data), EVENTS)
     publish_five(live)
-    inbox.attend(lambda came: seen.append(len(got)))
+    inbox.attend(lambda: bool(seen.append(len(got))))
     wait_for(lambda: got == [0, 1, 2, 3, 4] and seen, what="five messages")
     assert (
         len(seen) <= 2
@@ -103,7 +114,7 @@ def test_what_fails_while_a_message_is_read_ends_the_node_and_not_the_thread_alo
         raise RuntimeError(f"cannot read {message.data}")
 
     inbox.listen(Int32, "numbers", fail, EVENTS)
-    inbox.attend(messages_alone)
+    inbox.attend(content)
     publisher(live, "numbers").publish(Int32(data=7))
     with pytest.raises(RuntimeError, match="cannot read 7"):
         wait_for(lambda: executor.spin_once(timeout_sec=0.1), timeout=10.0, what="the error")

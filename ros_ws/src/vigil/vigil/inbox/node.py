@@ -66,37 +66,39 @@ class Inbox:
                         break
                     subscription.callback(taken[0])
 
-    def attend(self, on_wake: Callable[[bool], float | None]) -> None:
+    def attend(self, on_wake: Callable[[], bool], beside: Inbox | None = None) -> None:
         """Hand over what comes as it comes, in a thread that waits for these subscriptions and nothing else.
 
         An executor waits for everything that a node has and begins anew after each message: for images, which are
         large, many and waited for, that takes as long as reading them.
 
         Args:
-            on_wake: called when messages were handed over, all that were there, with True; or with False when none has
-                come for the time [s] that it gave back last. None waits for messages alone.
+            on_wake: called when messages were handed over, all that were there. As long as it gives True, it is also called
+                when something comes in ``beside``, which it has to fetch.
+            beside: has all its subscriptions already.
         """
         self._attended = True
-        self._thread = threading.Thread(target=self._attend, args=(on_wake,), name="inbox", daemon=True)
+        self._thread = threading.Thread(
+            target=self._attend, args=(on_wake, beside), name="inbox", daemon=True
+        )
         self._thread.start()
 
-    def _attend(self, on_wake: Callable[[bool], float | None]) -> None:
+    def _attend(self, on_wake: Callable[[], bool], beside: Inbox | None) -> None:
         # As rclpy.wait_for_message does.
-        size = len(self._subscriptions)
-        waiting = rclpy_implementation.WaitSet(size, 1, 0, 0, 0, 0, self._node.context.handle)
-        seconds: float | None = None
+        alone = self._subscriptions
+        both = alone + beside._subscriptions if beside is not None else alone
+        waiting = rclpy_implementation.WaitSet(len(both), 1, 0, 0, 0, 0, self._node.context.handle)
+        awaited = alone
         try:
             while self._attended:
                 waiting.clear_entities()
-                for subscription in self._subscriptions:
+                for subscription in awaited:
                     waiting.add_subscription(subscription.handle)
                 waiting.add_guard_condition(self._leave.handle)
-                waiting.wait(-1 if seconds is None else round(seconds * 1e9))
-                if came := bool(waiting.get_ready_entities("subscription")):
+                waiting.wait(-1)
+                if waiting.get_ready_entities("subscription"):
                     self.fetch()
-                elif waiting.get_ready_entities("guard_condition"):
-                    continue
-                seconds = on_wake(came)
+                    awaited = both if on_wake() else alone
         except Exception as error:
             self._node.executor.create_task(_raise, error)  # as from any callback of the node
 

@@ -19,7 +19,6 @@ from vigil.record.cdr import MessageType
 from vigil.record.definitions import full_definition
 
 IMAGE = "sensor_msgs/msg/Image"
-JOINTS_LATE = 0.003  # [s] after which a joint state that images were faster than is looked for again
 
 
 class Intake:
@@ -28,7 +27,7 @@ class Intake:
     Args:
         node: its ``inbox`` is asked when a set may be complete, and has to hand over the joint states that came (`add_joints`).
         on_due: called with an observation when a period has passed.
-        on_early: called with a frame of the next observation while others of its inputs are still on their way.
+        on_early: called with a frame of the next observation before it is known whether all its inputs are there.
         on_refused: called with what was not used, and why.
     """
 
@@ -65,7 +64,7 @@ class Intake:
         self._images = Inbox(node)
         for name in spec.cameras:
             self._images.listen(Image, f"{name}/color/image_raw", self._listener(name), SENSOR, raw=True)
-        self._images.attend(self._on_wake)
+        self._images.attend(self._on_wake, beside=node.inbox)
 
     def restart(self) -> None:
         """Forget every input; the next complete set is due."""
@@ -135,24 +134,23 @@ class Intake:
 
         return on_image
 
-    def _on_wake(self, came: bool) -> float | None:
-        """After all pictures that were there have been read, or a while after a set that was faster than its joint state."""
+    def _on_wake(self) -> bool:
+        """All pictures that were there have been read; or something came that images were faster than."""
         if not self._node.active:
-            return None
-        self._node.inbox.fetch()  # with every picture, so that few are left when one is due
+            return False
         frames, self._expected = self._expected, []
-        if came and not frames and not self._joints_awaited:
-            return None
-        # Resizing takes longer than anything else here: this thread and the worker share it, from both ends.
+        # Resizing takes longer than anything else here: the worker begins with it while this thread reads the joints.
+        for frame in frames:
+            self._on_early(frame)
+        self._node.inbox.fetch()  # with every picture, so that few are left when one is due
+        if not frames and not self._joints_awaited:
+            return False
         if self.offer():
-            for frame in reversed(frames):
+            for frame in reversed(frames):  # from both ends
                 frame.prepared(self._size)
-        else:
-            for frame in frames:
-                self._on_early(frame)
         with self._lock:
-            self._joints_awaited = came and self._buffer.awaits_joints
-        return JOINTS_LATE if self._joints_awaited else None
+            self._joints_awaited = self._buffer.awaits_joints
+        return self._joints_awaited
 
 
 def reads(spec: BundleSpec) -> tuple:
