@@ -7,7 +7,7 @@ from rich.console import Console
 from support.sampler_bundle import write_sampler_bundle
 from support.tiny_bundle import write_tiny_bundle
 from vigil.bench import commands, graph
-from vigil.bench.ticks import SETTLING, Tick, Ticks, node_times, overhead, read_handed_over
+from vigil.bench.ticks import SETTLING, Tick, Ticks, interval, node_times, overhead, read_handed_over
 from vigil.errors import VigilError
 from vigil.policy.bundle import load_bundle
 from vigil.policy.runtime import PolicyRuntime
@@ -58,12 +58,22 @@ def test_facts_of_the_node_name_the_worst_k_and_what_does_not_fit():
     assert said[0].startswith("K = 256 does not fit the rig's period of 200 ms")
     assert said[1].startswith("overhead at 99 %: 4.0 ms at most, with K = 32") and "misses" in said[1]
     assert said[2].startswith("own overhead at 99 %: 2.0 ms at most") and "within 3 ms" in said[2]
+    assert "95 % interval 4.0 to 4.0" in said[1], "ticks that are all alike leave no doubt"
     assert "resizing the pictures takes 1.0 ms" in said[3]
     assert len(commands.node_facts([late])) == 2
     console = Console(width=80)
     with console.capture() as shown:
         console.print(commands.chunk_table([good, bad, late], 8), commands.evidence_table([good, bad, late]))
     assert "…" not in shown.get() and "12.0 (12.0)" in shown.get() and "210.0 (210.0)" in shown.get()
+
+
+def test_the_interval_holds_the_true_tail_about_as_often_as_it_says():
+    rng, held = np.random.default_rng(1), 0
+    for _ in range(40):
+        whole, alone = Timing(rng.exponential(2e-3, 1000)), Timing(rng.exponential(1e-3, 1000))
+        low, high = interval(whole, alone)
+        held += low <= np.log(100) * (2 - 1) <= high
+    assert 33 <= held < 41 and 0.2 < high - low < 4
 
 
 def test_the_last_source_counts(tmp_path):

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from vigil.bench import graph
 from vigil.bench.policy import measure_node
-from vigil.bench.ticks import NodeTimes, overhead
+from vigil.bench.ticks import NodeTimes, interval, overhead
 from vigil.errors import VigilError
 from vigil.policy.bundle import Bundle, load_bundle
 from vigil.policy.timing import Timing
@@ -42,7 +42,7 @@ def policy(
     samples: Annotated[str, typer.Option(help="K, with commas between")] = "1,16,32,256",
     ticks: Annotated[
         int, typer.Option(min=0, help="inferences of the node for each K; 0: the graphs alone")
-    ] = 200,
+    ] = 300,
     rounds: Annotated[int, typer.Option(min=1, help="measurements of each call of the graphs")] = 60,
     threads: Annotated[int | None, typer.Option(min=1, help="of each graph; by default the rig's")] = None,
     out: Annotated[Path | None, typer.Option(help="folder for logs")] = None,
@@ -156,10 +156,13 @@ def node_facts(found: Sequence[NodeTimes]) -> list[str]:
     ]
     fitting = [times for times in found if times.fits]
     for what, name in (("response", "overhead"), ("inside", "own overhead")) if fitting else ():
-        worst = {times.samples: overhead(getattr(times, what), times.bare_chunk)[1] for times in fitting}
-        k = max(worst, key=worst.__getitem__)
+        pairs = {times.samples: (getattr(times, what), times.bare_chunk) for times in fitting}
+        added = {k: overhead(*pair)[1] for k, pair in pairs.items()}
+        k = max(added, key=added.__getitem__)
+        low, high = interval(*pairs[k])
         facts.append(
-            f"{name} at 99 %: {worst[k]:.1f} ms at most, with K = {k} ({_verdict(worst[k] <= OVERHEAD_BAR)} {OVERHEAD_BAR:g} ms)"
+            f"{name} at 99 %: {added[k]:.1f} ms at most, with K = {k} (95 % interval {low:.1f} to {high:.1f}; "
+            f"{_verdict(added[k] <= OVERHEAD_BAR)} {OVERHEAD_BAR:g} ms)"
         )
     resize = max(times.resize.median for times in found)
     return [*facts, f"of that, resizing the pictures takes {resize:.1f} ms (median)"]
