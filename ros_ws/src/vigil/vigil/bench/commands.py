@@ -185,7 +185,7 @@ def _graphs(console: Console, bundle: Bundle, rig: RigConfig, samples: tuple[int
     for line in graph_facts(found, graph.SINGLE):
         console.print(line, highlight=False)
     if why_not:
-        console.print(why_not, style="dim", highlight=False)
+        console.print(why_not, style="dim", highlight=False, markup=False)
 
 
 def graph_facts(found: Mapping[str, Timing], batch: int) -> list[str]:
