@@ -225,7 +225,8 @@ def _eager(bundle: Bundle, threads: int) -> tuple[dict[str, Callable[[], Any]], 
 
 
 def _both(values: tuple[float, float]) -> str:
-    return f"{values[0]:.1f} ({values[1]:.1f})"
+    median, tail = (f"{value:.1f}" if abs(value) < 100 else f"{value:.0f}" for value in values)
+    return f"{median} ({tail})"
 
 
 def _pair(timing: Timing) -> str:

@@ -54,7 +54,7 @@ class Job:
     """One tick's work."""
 
     observation: Observation
-    complete_at: float  # [s] monotonic: when the set was complete
+    read_at: float  # [s] monotonic: when the last of its inputs was
 
 
 DRIVING = (ControlState.POLICY, ControlState.BLENDED)  # the policy moves the arm, by itself or corrected
@@ -168,7 +168,7 @@ class PolicyNode(VigilNode):
                 if intake is not None:
                     intake.add_joints(source, message)
 
-    def _on_due(self, intake: Intake, observation: Observation) -> None:
+    def _on_due(self, intake: Intake, observation: Observation, read: float) -> None:
         """Hand an observation to the worker; of two that wait the newer one counts."""
         with self._wake:
             if not self.active or intake is not self._intake:
@@ -176,7 +176,7 @@ class PolicyNode(VigilNode):
             if self._job is not None:
                 why = "replaced by a newer one: inference is slower than the policy period"
                 self._refuse("waiting observation", why)
-            self._job = Job(observation, time.monotonic())
+            self._job = Job(observation, read)
             self._wake.notify()
 
     def _on_early(self, frame: Frame) -> None:
@@ -251,7 +251,7 @@ class PolicyNode(VigilNode):
         ticker.sent(tick, (self.now() - tick.stamp) / 1e9)
         number, self._ticks = self._ticks, self._ticks + 1
         spec = ticker.runtime.bundle.spec
-        taken = time.monotonic() - job.complete_at
+        taken = time.monotonic() - job.read_at
         self._chunks.publish(chunk_message(spec, tick, number, taken))
         self._skew.add(job.observation.skew / 1e9)
         self._latency.add(taken)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 
 from sensor_msgs.msg import Image, JointState
@@ -26,7 +27,7 @@ class Intake:
 
     Args:
         node: its ``inbox`` is asked when a set may be complete, and has to hand over the joint states that came (`add_joints`).
-        on_due: called with an observation when a period has passed.
+        on_due: called with an observation when a period has passed, and with when its last input was read [s, monotonic].
         on_early: called with a frame of the next observation before it is known whether all its inputs are there.
         on_refused: called with what was not used, and why.
     """
@@ -35,7 +36,7 @@ class Intake:
         self,
         node: VigilNode,
         spec: BundleSpec,
-        on_due: Callable[[Intake, Observation], None],
+        on_due: Callable[[Intake, Observation, float], None],
         on_early: Callable[[Frame], None],
         on_refused: Callable[[str, str], None],
     ) -> None:
@@ -76,7 +77,7 @@ class Intake:
         """The newest complete set is due now."""
         with self._lock:
             self._schedule.restart()
-        self.offer()
+        self._offer(time.monotonic())
 
     def begin(self, instant: int) -> None:
         """An episode begins at ``instant`` [ns]: nothing that is older belongs to its history."""
@@ -102,15 +103,15 @@ class Intake:
             self._on_refused("joint state", str(error))
             return
         if self._lockstep:
-            self.offer()
+            self._offer(time.monotonic())
 
-    def offer(self) -> bool:
+    def _offer(self, read: float) -> bool:
         """Hand the newest complete set over if it is due."""
         with self._lock:
             observation = self._buffer.newest()
             due = observation is not None and self._schedule.due(observation.stamp)
         if due:
-            self._on_due(self, observation)
+            self._on_due(self, observation, read)
         return due
 
     def _listener(self, camera: str) -> Callable[[bytes], None]:
@@ -138,6 +139,7 @@ class Intake:
         """All pictures that were there have been read; or something came that images were faster than."""
         if not self._node.active:
             return False
+        read = time.monotonic()
         frames, self._expected = self._expected, []
         # Resizing takes longer than anything else here: the worker begins with it while this thread reads the joints.
         for frame in frames:
@@ -145,7 +147,7 @@ class Intake:
         self._node.inbox.fetch()  # with every picture, so that few are left when one is due
         if not frames and not self._joints_awaited:
             return False
-        if self.offer():
+        if self._offer(read):
             for frame in reversed(frames):  # from both ends
                 frame.prepared(self._size)
         with self._lock:
