@@ -335,6 +335,7 @@ class Arm:
 
     def __init__(self, test) -> None:
         self._states = test.node.create_publisher(ControlState, "arm/state", LATCHED)
+        wait_for(self._states.get_subscription_count, what="discovery of the arm")
         self._transition = 0
         self.commanded, self.measured = 0.085, 0.085
         self.authority = ControlState.HOLD
@@ -354,6 +355,13 @@ class Arm:
         message.commanded = [0.0] * 7 + [self.commanded]
         message.measured = [0.0] * 7 + [self.measured]
         self._states.publish(message)
+
+
+def heard_of(chunks, instant: int) -> None:
+    """The node has read who has control since ``instant`` [ns], which it does with the pictures that are due."""
+    wait_for(
+        lambda: sum(nanoseconds(c.header.stamp) > instant for c in chunks) >= 2, what="chunks under control"
+    )
 
 
 def positions(message):
@@ -510,8 +518,8 @@ def test_in_contact_a_task_is_switched_when_the_contact_ends(two_tasks):
     with World(test.node):
         arm = Arm(test)
         arm.commanded, arm.measured = 0.01, 0.04  # the cube is in the way
-        arm.give(ControlState.POLICY)
-        wait_for(lambda: chunks)
+        given = arm.give(ControlState.POLICY)
+        heard_of(chunks, given)
 
         def let_go():
             arm.commanded = arm.measured = 0.085
@@ -531,8 +539,8 @@ def test_a_contact_that_does_not_end_keeps_the_old_task_and_says_why(two_tasks):
     with World(test.node):
         arm = Arm(test)
         arm.commanded, arm.measured = 0.01, 0.04
-        arm.give(ControlState.POLICY)
-        wait_for(lambda: chunks)
+        given = arm.give(ControlState.POLICY)
+        heard_of(chunks, given)
         answer = switch(test, OTHER)
         assert not answer.success
         for words in ("the task stays 'put the cube on the tray'", "40 mm wide", "switch_timeout of 1.5 s"):
