@@ -15,11 +15,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import torch
-from onnx_ir.passes import common as passes
 from onnxruntime import InferenceSession
-from onnxscript import ir, optimizer
-from onnxscript.rewriter import rewrite
-from onnxscript.rewriter.rules.common import max_min_rule, min_max_rule
 from torch import Tensor
 
 from vigil.errors import VigilError
@@ -48,13 +44,13 @@ from vigil.train.model import PolicyNet
 from vigil.train.precision import lower
 from vigil.train.quiet import quiet
 from vigil.train.samplers import SAMPLERS, SamplerModule, Streaming, StreamingStart, make_sampler
+from vigil.train.tidy import tidy
 from vigil.train.weights import ABOUT_DATA, RANGES, Trained, graph_weights, load_policy, note_weights
 
 PARITY_SAMPLES = 16
 TOLERANCE = 1e-4  # [normalised units]
 MOST_SAMPLES = 4096  # K of one call
 EXPORTER = "torch.onnx"  # the logger that tells of packages which are not needed
-FOLDED_SIZE = 1024  # numbers; of larger ones no constant is made
 
 
 @dataclass(frozen=True)
@@ -134,20 +130,6 @@ class Graph:
             _difference(made, wanted, self.module.net if name == CHUNKS_OUTPUT else None)
             for name, made, wanted in zip(self.outputs, made, expected, strict=True)
         )
-
-
-def tidy(model: ir.Model) -> None:
-    """Fold what is constant, and drop what is there twice or for nothing.
-
-    All of onnxscript's optimizer takes thirty times as long, and makes no graph faster: the runtime knows such patterns itself.
-    """
-    passes.InlinePass()(model)
-    # What a level alone decides could be folded into constants, but then the weights behind it would be lost.
-    optimizer.fold_constants(model, input_size_limit=FOLDED_SIZE)
-    rewrite(model, [max_min_rule, min_max_rule])  # the half-precision converter trips over the limits' names
-    passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-    passes.DeduplicateInitializersPass()(model)
-    passes.CommonSubexpressionEliminationPass()(model)
 
 
 def run_graph(path: Path, outputs: Sequence[str], inputs: Mapping[str, Tensor]) -> list[np.ndarray]:
