@@ -18,11 +18,13 @@ from pathlib import Path
 import numpy as np
 import rclpy
 from rclpy.node import Node
+from rclpy.serialization import serialize_message
 from sensor_msgs.msg import Image, JointState
 from vigil_msgs.msg import ActionChunk, PolicyEvidence
 
 from vigil.bench.policy import JOINTS
 from vigil.bench.ticks import Tick, Ticks
+from vigil.camera.wire import WireImage
 from vigil.joints import joint_sources
 from vigil.node import COMMAND, EVIDENCE, SENSOR, Bystander, nanoseconds, to_stamp
 from vigil.rig import RigConfig, load_rig
@@ -67,13 +69,13 @@ def _camera(node: Node, rig: RigConfig, name: str) -> tuple[int, Publish]:
     camera = rig.camera(name)
     shape = (camera.height, camera.width, 3)
     topic = node.create_publisher(Image, f"{name}/color/image_raw", SENSOR)
-    message = Image(encoding="rgb8", height=shape[0], width=shape[1], step=3 * shape[1])
-    message.data = array("B", bytes(np.prod(shape)))
+    image = Image(encoding="rgb8", height=shape[0], width=shape[1], step=3 * shape[1])
+    image.data = array("B", bytes(np.prod(shape)))
+    wire = WireImage(serialize_message(image), len(image.data))
     frames = np.random.default_rng(0).integers(0, 256, (FRAMES, *shape), np.uint8)
 
     def publish(stamp: int) -> int:
-        message.header.stamp = to_stamp(stamp)
-        np.frombuffer(message.data, np.uint8)[:] = frames[(stamp // JOINT_PERIOD) % FRAMES].reshape(-1)
+        message = wire.message(stamp, frames[(stamp // JOINT_PERIOD) % FRAMES])
         handed_over = time.time_ns()
         topic.publish(message)
         return handed_over

@@ -24,6 +24,7 @@ from importlib.util import find_spec
 import cv2
 import numpy as np
 from geometry_msgs.msg import TransformStamped
+from rclpy.serialization import serialize_message
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from vigil_msgs.msg import SimState
 
@@ -32,6 +33,7 @@ from vigil.camera.capture import Capture
 from vigil.camera.driver import CameraDriver, Frame
 from vigil.camera.drivers import make_driver
 from vigil.camera.sim_driver import SimulatedDriver
+from vigil.camera.wire import WireImage
 from vigil.errors import VigilError
 from vigil.node import ERROR, LATCHED, OK, SENSOR, WARN, Health, VigilNode, nanoseconds, spin_node, to_stamp
 from vigil.policy.telemetry import Window
@@ -106,13 +108,11 @@ class CameraNode(VigilNode):
     # Topics ---------------------------------------------------------------------------------------------------
 
     def _advertise(self, name: str) -> None:
-        frame, (width, height) = optical_frame(name), (self._config.width, self._config.height)
-        self._image = Image(encoding="rgb8", width=width, height=height, step=3 * width)
-        self._image.data = array("B", bytes(3 * width * height))
-        self._depth = Image(encoding="16UC1", width=width, height=height, step=2 * width)
+        frame = optical_frame(name)
+        self._image = _wire_image("rgb8", 3, frame, self._config)
+        self._depth = _wire_image("16UC1", 2, frame, self._config)
         self._info = _camera_info(self._calibration)
-        for message in (self._image, self._depth, self._info):
-            message.header.frame_id = frame
+        self._info.header.frame_id = frame
         self._image_topic = self.advertise(Image, f"{name}/color/image_raw", SENSOR)
         self._info_topic = self.advertise(CameraInfo, f"{name}/color/camera_info", SENSOR)
         self._depth_topic = None
@@ -161,21 +161,16 @@ class CameraNode(VigilNode):
 
     def _on_frame(self, frame: Frame) -> None:
         """In the capture thread."""
+        message = self._image.message(frame.stamp, frame.rgb)
         self._wait_until(frame.stamp)
         if not self.active:
             return
-        stamp = to_stamp(frame.stamp)
-        self._image.header.stamp = stamp
-        # One copy, into the buffer of the message that is sent again and again: publishing serialises it at once.
-        np.frombuffer(self._image.data, np.uint8)[:] = frame.rgb.reshape(-1)
-        self._image_topic.publish(self._image)
+        self._image_topic.publish(message)
         self._delay.add((self.now() - frame.stamp) / 1e9)
-        self._info.header.stamp = stamp
+        self._info.header.stamp = to_stamp(frame.stamp)
         self._info_topic.publish(self._info)
         if self._depth_topic is not None and frame.depth is not None:
-            self._depth.header.stamp = stamp
-            self._depth.data = array("B", frame.depth.tobytes())
-            self._depth_topic.publish(self._depth)
+            self._depth_topic.publish(self._depth.message(frame.stamp, frame.depth))
         self._jpeg.offer(frame)
         self._frames += 1
 
@@ -234,6 +229,15 @@ class JpegWorker:
             self._message.data = array("B", encoded.tobytes())
             self._topic.publish(self._message)
             self.encoded += 1
+
+
+def _wire_image(encoding: str, depth: int, frame: str, camera: CameraConfig) -> WireImage:
+    """Messages of ``depth`` bytes per pixel."""
+    step = depth * camera.width
+    message = Image(encoding=encoding, width=camera.width, height=camera.height, step=step)
+    message.header.frame_id = frame
+    message.data = array("B", bytes(step * camera.height))
+    return WireImage(serialize_message(message), step * camera.height)
 
 
 def _camera_info(calibration: Calibration) -> CameraInfo:
