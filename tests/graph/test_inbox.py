@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 import rclpy
@@ -122,3 +123,20 @@ def test_what_fails_while_a_message_is_read_ends_the_node_and_not_the_thread_alo
     executor.shutdown()
     node.destroy_node()
     rclpy.shutdown(context=context)
+
+
+def test_a_callback_of_two_parameters_is_told_when_the_middleware_received_the_message(live):
+    inbox, got = Inbox(live.node), []
+    inbox.listen(Int32, "numbers", lambda message, info: got.append((message.data, info)), EVENTS)
+    told, before = publisher(live, "numbers"), time.time_ns()
+    told.publish(Int32(data=3))
+    witness = live.collect(Int32, "numbers", EVENTS)
+    wait_for(lambda: told.get_subscription_count() == 2, what="discovery of the witness")
+    told.publish(Int32(data=4))
+    wait_for(lambda: len(witness) == 1, what="the second message")
+    between = time.time_ns()
+    inbox.fetch()
+    received = [info["received_timestamp"] for _, info in got]
+    assert [number for number, _ in got] == [3, 4]
+    assert before < received[0] < received[1] < between, "not when it was read"
+    inbox.close()

@@ -130,6 +130,17 @@ def test_a_set_is_joined_by_stamps_and_names():
     assert set(observation.images) == {"wrist", "scene"} and inputs.missing() == ""
 
 
+@pytest.mark.parametrize("last", ["wrist", "scene", "joints"])
+def test_a_set_is_complete_when_the_last_of_its_own_inputs_was_received(last):
+    inputs, received = buffer(), {"wrist": 5, "scene": 6, "joints": 7, last: 9}
+    inputs.add_joints(90 * MS, NAMES, [0.0, 0.0, 0.0], received=1)
+    inputs.add_joints(100 * MS, NAMES, [0.0, 0.0, 0.0], received=received["joints"])
+    inputs.add_joints(110 * MS, NAMES, [0.0, 0.0, 0.0], received=20)  # of a later instant: not in the set
+    for camera in ("wrist", "scene"):
+        inputs.add_frame(camera, 100 * MS, FRAME, received[camera])
+    assert inputs.newest().complete == 9
+
+
 @given(st.permutations(range(12)))
 def test_cameras_that_expose_together_are_paired_in_any_order_of_arrival(order):
     """Three exposures 33 ms apart; messages of different sources overtake each other, within one source they do not."""

@@ -108,8 +108,9 @@ def chunk_table(found: Sequence[NodeTimes], candidates: int) -> Table:
     """The chunk in the node and in the bare graph; median and 99 % in ms."""
     table = _table(
         f"stamp of the observation to the chunk over DDS, n = {len(found[0].chunk.seconds)} each",
-        f"ms, median (99 %); the chunk is one of the first {candidates} samples at most\ngiven: the sources have handed the last input to "
-        "the middleware\noverhead: from there to the chunk, less bare graph\nown: the same once all inputs have arrived",
+        f"ms, median (99 %); the chunk is one of the first {candidates} samples at most\n"
+        "given: the last input is handed to the middleware, by its source\narrived: the middleware has it, in the node's process\n"
+        "overhead, own: from given and from arrived to the chunk, less bare graph",
         ("K", "given", "arrived", "chunk", "bare graph", "overhead", "own"),
     )
     for times in found:

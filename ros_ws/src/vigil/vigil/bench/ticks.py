@@ -69,7 +69,7 @@ class NodeTimes:
         samples: K.
         chunk: from the observation's stamp to the published chunk.
         given: of that the part until the last of its inputs was handed to the middleware: a source that is late is not the node's doing.
-        complete: of that the part until all of the observation had arrived.
+        complete: of that the part until the middleware had received the last input in the node's process.
         evidence: from the observation's stamp to the published evidence, which has all K.
         bare_chunk, bare_evidence: the graph alone: encoder and the first few samples; encoder and all of them.
         resize: of the pictures, alone.
@@ -105,7 +105,7 @@ class NodeTimes:
 
     @property
     def inside(self) -> Timing:
-        """From the complete observation to the chunk: what remains without the way of the inputs."""
+        """From the last input's arrival in the node's process to the chunk: reading it, resizing, choice, publication and the graph."""
         return Timing(self.chunk.seconds - self.complete.seconds)
 
 

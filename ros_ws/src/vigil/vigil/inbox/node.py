@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from inspect import signature
 
 from rclpy.callback_groups import CallbackGroup
 from rclpy.guard_condition import GuardCondition
@@ -43,28 +44,33 @@ class Inbox:
         self._node = node
         self._group = _Unwatched()
         self._subscriptions: list[Subscription] = []
+        self._wanted: dict[Subscription, int] = {}  # parameters of each callback
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._leave = GuardCondition(None, None, context=node.context)
         self._attended = False
 
     def listen(self, kind: type, topic: str, callback: Callable, qos: QoSProfile, **options: object) -> None:
-        """As ``create_subscription``; ``callback`` is called by `fetch`."""
-        self._subscriptions.append(
-            self._node.create_subscription(kind, topic, callback, qos, callback_group=self._group, **options)
+        """As ``create_subscription``; ``callback`` is called by `fetch`. One of two parameters also gets what the middleware
+        knows of the message, as in rclpy: a dictionary with ``received_timestamp`` [ns, system clock]."""
+        subscription = self._node.create_subscription(
+            kind, topic, callback, qos, callback_group=self._group, **options
         )
+        self._subscriptions.append(subscription)
+        self._wanted[subscription] = len(signature(callback).parameters)
 
     def fetch(self) -> None:
         """Hand over what has come since the last time, topic by topic in the order of `listen`."""
         with self._lock:
             for subscription in self._subscriptions:
                 handle, kind, raw = subscription.handle, subscription.msg_type, subscription.raw
+                wanted = self._wanted[subscription]
                 for _ in range(MOST_AT_ONCE):
                     with handle:
                         taken = handle.take_message(kind, raw)
                     if taken is None:
                         break
-                    subscription.callback(taken[0])
+                    subscription.callback(*taken[:wanted])
 
     def attend(self, on_wake: Callable[[], bool], beside: Inbox | None = None) -> None:
         """Hand over what comes as it comes, in a thread that waits for these subscriptions and nothing else.
@@ -111,3 +117,4 @@ class Inbox:
             self._thread = None
         while self._subscriptions:
             self._node.destroy_subscription(self._subscriptions.pop())
+        self._wanted.clear()

@@ -10,7 +10,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from functools import partial
 
 import cv2
@@ -48,15 +47,6 @@ from vigil.policy.ticker import Late, Overtaken, Ticker
 from vigil.rig import resolve
 from vigil.scheduling import settle_memory, step_forward
 
-
-@dataclass(frozen=True)
-class Job:
-    """One tick's work."""
-
-    observation: Observation
-    read_at: float  # [s] monotonic: when the last of its inputs was
-
-
 DRIVING = (ControlState.POLICY, ControlState.BLENDED)  # the policy moves the arm, by itself or corrected
 LOOK = 0.02  # [s] between two looks at whether a contact has ended
 
@@ -75,7 +65,7 @@ class PolicyNode(VigilNode):
         self._worker: threading.Thread | None = None
         self._ticking = threading.Lock()  # held by the worker from the first to the last act of a tick
         self._wake = threading.Condition()  # guards what follows
-        self._job: Job | None = None
+        self._waiting: Observation | None = None
         self._early: list[Frame] = []
         self._stopping = False
         self._ticks = 0
@@ -111,7 +101,7 @@ class PolicyNode(VigilNode):
         self._intake.restart()
         self._ticker.seed()
         with self._wake:
-            self._job, self._early, self._stopping = None, [], False
+            self._waiting, self._early, self._stopping = None, [], False
             self._ticks = 0
         self._ticked_at = time.monotonic()
         # The arm waits for chunks, and inference must not hold up the threads that receive images.
@@ -162,21 +152,21 @@ class PolicyNode(VigilNode):
 
     # Inputs ---------------------------------------------------------------------------------------------------
 
-    def _on_joints(self, source: int, message: JointState) -> None:
+    def _on_joints(self, source: int, message: JointState, info: dict) -> None:
         if self.active:
             for intake in (self._intake, self._next):
                 if intake is not None:
-                    intake.add_joints(source, message)
+                    intake.add_joints(source, message, info["received_timestamp"])
 
-    def _on_due(self, intake: Intake, observation: Observation, read: float) -> None:
+    def _on_due(self, intake: Intake, observation: Observation) -> None:
         """Hand an observation to the worker; of two that wait the newer one counts."""
         with self._wake:
             if not self.active or intake is not self._intake:
                 return
-            if self._job is not None:
+            if self._waiting is not None:
                 why = "replaced by a newer one: inference is slower than the policy period"
                 self._refuse("waiting observation", why)
-            self._job = Job(observation, read)
+            self._waiting = observation
             self._wake.notify()
 
     def _on_early(self, frame: Frame) -> None:
@@ -221,23 +211,23 @@ class PolicyNode(VigilNode):
     def _work(self) -> None:
         while True:
             with self._wake:
-                self._wake.wait_for(lambda: self._job is not None or self._early or self._stopping)
+                self._wake.wait_for(lambda: self._waiting is not None or self._early or self._stopping)
                 if self._stopping:
                     return
             with self._ticking:
                 with self._wake:
-                    job, early = self._job, self._early
-                    self._job, self._early = None, []
-                if job is not None:
-                    self._do(job)
-                else:  # or the job was taken back
+                    observation, early = self._waiting, self._early
+                    self._waiting, self._early = None, []
+                if observation is not None:
+                    self._do(observation)
+                else:  # or what waited was taken back
                     for frame in early:
                         frame.prepared(self._ticker.runtime.bundle.spec.image_shape)
 
-    def _do(self, job: Job) -> None:
+    def _do(self, observation: Observation) -> None:
         while True:
             try:
-                return self._infer(job, self._ticker)
+                return self._infer(observation, self._ticker)
             except Overtaken:
                 continue
             except Late as error:
@@ -245,21 +235,21 @@ class PolicyNode(VigilNode):
             except VigilError as error:
                 return self._refuse("inference", str(error))
 
-    def _infer(self, job: Job, ticker: Ticker) -> None:
+    def _infer(self, observation: Observation, ticker: Ticker) -> None:
         started = time.perf_counter()
-        tick = ticker.begin(job.observation, driving=self._driving)
+        tick = ticker.begin(observation, driving=self._driving)
         ticker.sent(tick, (self.now() - tick.stamp) / 1e9)
         number, self._ticks = self._ticks, self._ticks + 1
         spec = ticker.runtime.bundle.spec
-        taken = time.monotonic() - job.read_at
+        taken = (time.time_ns() - observation.complete) / 1e9
         self._chunks.publish(chunk_message(spec, tick, number, taken))
-        self._skew.add(job.observation.skew / 1e9)
+        self._skew.add(observation.skew / 1e9)
         self._latency.add(taken)
         self._ticked_at = time.monotonic()
         samples = ticker.finish(tick)
         self._inference.add(time.perf_counter() - started)
         self._evidence.publish(evidence_message(ticker.runtime.bundle, tick, number, samples))
-        self._overlay.publish(spec, job.observation, tick, samples)
+        self._overlay.publish(spec, observation, tick, samples)
 
     # Services -------------------------------------------------------------------------------------------------
 
@@ -347,7 +337,7 @@ class PolicyNode(VigilNode):
             self._task, self._ticker, self._tickers[task] = task, ticker, ticker
             ticker.seed()
             if fresh is not None:
-                left, self._intake, self._next, self._job = self._intake, fresh, None, None
+                left, self._intake, self._next, self._waiting = self._intake, fresh, None, None
         if fresh is not None:
             left.close()
             fresh.hasten()

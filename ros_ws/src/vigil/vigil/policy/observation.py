@@ -11,7 +11,7 @@ from array import array
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from vigil.errors import VigilError
 from vigil.joints import BadJointState, JointSource
 from vigil.policy.shrink import shrink
 
-Stamped = tuple[int, Any]  # acquisition time [ns], a Frame or joints as an array
+Stamped = tuple[int, Any]  # acquisition time [ns], a Frame or Joints
 
 LEAST_KEPT = 4  # inputs kept per source: enough to pair cameras that run out of phase or one frame late
 FRAMES_KEPT, JOINTS_KEPT = (
@@ -77,10 +77,11 @@ class Frame:
 
     Attributes:
         rgb: uint8 [H, W, 3].
+        received: when it was received [ns, system clock].
     """
 
-    def __init__(self, rgb: np.ndarray) -> None:
-        self.rgb = rgb
+    def __init__(self, rgb: np.ndarray, received: int = 0) -> None:
+        self.rgb, self.received = rgb, received
         self._lock = threading.Lock()
         self._size: tuple[int, int] | None = None
         self._view: np.ndarray | None = None
@@ -91,6 +92,13 @@ class Frame:
             if self._view is None or self._size != size:
                 self._size, self._view = size, prepare_image(self.rgb, size)
             return self._view
+
+
+class Joints(NamedTuple):
+    """What one source of joint states said at one instant."""
+
+    values: np.ndarray  # [C] of its columns; rad, m
+    received: int  # [ns, system clock]
 
 
 @dataclass(frozen=True)
@@ -104,6 +112,7 @@ class Observation:
     skew: int  # [ns] newest minus oldest input of the newest set
     images: Mapping[str, tuple[Frame, ...]]
     state: np.ndarray  # [N] float32, of a history [n, N]; columns as the buffer was told: rad, m
+    complete: int = 0  # [ns, system clock] when the last input of the newest set was received
 
     def prepared(self, size: tuple[int, int]) -> dict[str, np.ndarray]:
         """Each camera's picture as the encoder takes it: uint8 [h, w, 3], of a history [n, h, w, 3] (see `prepare_image`)."""
@@ -161,8 +170,8 @@ class ObservationBuffer:
         """An episode begins at ``instant`` [ns]: what is older is nobody's history."""
         self._since = instant
 
-    def add_frame(self, camera: str, stamp: int, rgb: np.ndarray) -> Frame:
-        """Store a frame: uint8 [H, W, 3], ``stamp`` in ns. The array is kept, not copied.
+    def add_frame(self, camera: str, stamp: int, rgb: np.ndarray, received: int = 0) -> Frame:
+        """Store a frame: uint8 [H, W, 3], ``stamp`` in ns, ``received`` as in `Frame`. The array is kept, not copied.
 
         Raises:
             Rejected: unknown camera or wrong shape.
@@ -174,12 +183,17 @@ class ObservationBuffer:
                 f"camera {camera}: a frame of {rgb.dtype} {list(rgb.shape)}, the rig says uint8 "
                 f"{list(self._shapes[camera])}: correct the camera's width and height in the rig file"
             )
-        frame = Frame(rgb)
+        frame = Frame(rgb, received)
         self._add(self._frames[camera], stamp, frame, FRAMES_KEPT)
         return frame
 
     def add_joints(
-        self, stamp: int, names: Sequence[str], positions: Sequence[float], source: int = 0
+        self,
+        stamp: int,
+        names: Sequence[str],
+        positions: Sequence[float],
+        source: int = 0,
+        received: int = 0,
     ) -> None:
         """Store a joint state of one of the sources (as its driver says it), ``stamp`` in ns; joints are picked by name.
 
@@ -190,9 +204,9 @@ class ObservationBuffer:
             state = self._sources[source].read(names, positions)
         except BadJointState as error:
             raise Rejected(str(error)) from None
-        self._add(self._joints[source], stamp, state, JOINTS_KEPT)
+        self._add(self._joints[source], stamp, Joints(state, received), JOINTS_KEPT)
 
-    def _add(self, history: deque[Stamped], stamp: int, data: Frame | np.ndarray, kept: int) -> None:
+    def _add(self, history: deque[Stamped], stamp: int, data: Frame | Joints, kept: int) -> None:
         if history and stamp < history[-1][0]:
             history.clear()  # the source began anew (a simulation reset, a replayed file): what it said is not its past
         history.append((stamp, data))
@@ -207,10 +221,11 @@ class ObservationBuffer:
             return None
         frames, joints, skew = chosen
         newest = (*(taken[-1] for taken in frames.values()), *(taken[-1] for taken in joints))
-        states = np.concatenate([np.array([values for _, values in taken]) for taken in joints], axis=1)
+        states = np.concatenate([np.array([told.values for _, told in taken]) for taken in joints], axis=1)
         states = states[:, self._index].astype(np.float32)
         return Observation(
             stamp=max(stamp for stamp, _ in newest),
+            complete=max(data.received for _, data in newest),
             skew=skew,
             images={name: tuple(frame for _, frame in taken) for name, taken in frames.items()},
             state=states[0] if self._steps == 1 else states,

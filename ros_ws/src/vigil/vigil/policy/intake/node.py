@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
 
 from sensor_msgs.msg import Image, JointState
@@ -27,7 +26,7 @@ class Intake:
 
     Args:
         node: its ``inbox`` is asked when a set may be complete, and has to hand over the joint states that came (`add_joints`).
-        on_due: called with an observation when a period has passed, and with when its last input was read [s, monotonic].
+        on_due: called with an observation when a period has passed.
         on_early: called with a frame of the next observation before it is known whether all its inputs are there.
         on_refused: called with what was not used, and why.
     """
@@ -36,7 +35,7 @@ class Intake:
         self,
         node: VigilNode,
         spec: BundleSpec,
-        on_due: Callable[[Intake, Observation, float], None],
+        on_due: Callable[[Intake, Observation], None],
         on_early: Callable[[Frame], None],
         on_refused: Callable[[str, str], None],
     ) -> None:
@@ -77,7 +76,7 @@ class Intake:
         """The newest complete set is due now."""
         with self._lock:
             self._schedule.restart()
-        self._offer(time.monotonic())
+        self._offer()
 
     def begin(self, instant: int) -> None:
         """An episode begins at ``instant`` [ns]: nothing that is older belongs to its history."""
@@ -93,30 +92,30 @@ class Intake:
         """Unsubscribe; not from within a callback of an image."""
         self._images.close()
 
-    def add_joints(self, source: int, message: JointState) -> None:
-        """A joint state of one of the rig's sources."""
+    def add_joints(self, source: int, message: JointState, received: int) -> None:
+        """A joint state of one of the rig's sources, ``received`` [ns, system clock]."""
         try:
             with self._lock:
                 stamp = nanoseconds(message.header.stamp)
-                self._buffer.add_joints(stamp, message.name, message.position, source)
+                self._buffer.add_joints(stamp, message.name, message.position, source, received)
         except Rejected as error:
             self._on_refused("joint state", str(error))
             return
         if self._lockstep:
-            self._offer(time.monotonic())
+            self._offer()
 
-    def _offer(self, read: float) -> bool:
+    def _offer(self) -> bool:
         """Hand the newest complete set over if it is due."""
         with self._lock:
             observation = self._buffer.newest()
             due = observation is not None and self._schedule.due(observation.stamp)
         if due:
-            self._on_due(self, observation, read)
+            self._on_due(self, observation)
         return due
 
-    def _listener(self, camera: str) -> Callable[[bytes], None]:
+    def _listener(self, camera: str) -> Callable[[bytes, dict], None]:
         # Serialised, since rclpy takes more than a millisecond to make a message of a picture, and we only look at its bytes.
-        def on_image(data: bytes) -> None:
+        def on_image(data: bytes, info: dict) -> None:
             if not self._node.active:
                 return
             try:
@@ -125,7 +124,7 @@ class Intake:
                 self.ages[camera].add((self._node.now() - stamp) / 1e9)
                 rgb = frame_view(message.encoding, message.height, message.width, message.step, message.data)
                 with self._lock:
-                    frame = self._buffer.add_frame(camera, stamp, rgb)
+                    frame = self._buffer.add_frame(camera, stamp, rgb, info["received_timestamp"])
                     expected = self._schedule.expects(stamp)
             except VigilError as error:
                 self._on_refused(f"image {camera}", str(error))
@@ -139,7 +138,6 @@ class Intake:
         """All pictures that were there have been read; or something came that images were faster than."""
         if not self._node.active:
             return False
-        read = time.monotonic()
         frames, self._expected = self._expected, []
         # Resizing takes longer than anything else here: the worker begins with it while this thread reads the joints.
         for frame in frames:
@@ -147,7 +145,7 @@ class Intake:
         self._node.inbox.fetch()  # with every picture, so that few are left when one is due
         if not frames and not self._joints_awaited:
             return False
-        if self._offer(read):
+        if self._offer():
             for frame in reversed(frames):  # from both ends
                 frame.prepared(self._size)
         with self._lock:
