@@ -243,13 +243,14 @@ def test_the_convolution_is_that_of_torch():
     torch.testing.assert_close(made(x), wanted.transpose(1, 2))
 
 
-def test_the_attention_is_that_of_torch():
+@pytest.mark.parametrize("head_width", [64, 48])
+def test_the_attention_is_that_of_torch(head_width):
     torch.manual_seed(0)
-    block, x = TransformerBlock(192), torch.randn(2, 5, 192)
+    block, x = TransformerBlock(192, head_width), torch.randn(2, 5, 192)
     torch.nn.init.normal_(block.join.weight)
     torch.nn.init.zeros_(block.down.weight)
     plain = (torch.ones(1, 192), torch.zeros(1, 192))
-    reference = torch.nn.MultiheadAttention(192, block.heads, batch_first=True)
+    reference = torch.nn.MultiheadAttention(192, 192 // head_width, batch_first=True)
     reference.in_proj_weight.data, reference.in_proj_bias.data = block.qkv.weight.data, block.qkv.bias.data
     reference.out_proj.weight.data, reference.out_proj.bias.data = (
         block.join.weight.data,
@@ -257,3 +258,13 @@ def test_the_attention_is_that_of_torch():
     )
     tokens = torch.nn.functional.layer_norm(x, (192,))
     torch.testing.assert_close(block(x, plain, plain), x + reference(tokens, tokens, tokens)[0])
+
+
+@pytest.mark.parametrize(
+    ("width", "head_width", "reason"),
+    [(160, 64, "64 wide .* multiple"), (192, 36, "36 wide .* multiple"), (63, 64, "has to be even")],
+)
+def test_a_transformer_that_its_heads_do_not_divide_is_refused(width, head_width, reason):
+    with pytest.raises(ValueError, match=reason):
+        TrainConfig(backbone="transformer", denoiser_width=width, head_width=head_width)
+    TrainConfig(backbone="mlp", denoiser_width=width, head_width=head_width)  # which has none

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vigil.train.config import HEAD_WIDTH, TrainConfig
+from vigil.train.config import TrainConfig
 
 LEVEL_FEATURES = 128
 Film = tuple[Tensor, Tensor]  # gain and shift, [B, C] each
@@ -216,9 +216,9 @@ class UNet(Backbone):
 class TransformerBlock(nn.Module):
     """Self-attention and an MLP, before each of them a modulated norm (as in DiT, Peebles and Xie 2023, without gates)."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, head_width: int) -> None:
         super().__init__()
-        self.heads = max(1, width // HEAD_WIDTH)
+        self.heads = max(1, width // head_width)
         self.norm1, self.film1 = nn.LayerNorm(width), nn.Linear(width, 2 * width)
         self.qkv = nn.Linear(width, 3 * width)
         self.join = _zero(nn.Linear(width, width))
@@ -250,7 +250,9 @@ class Transformer(Backbone):
         width = config.denoiser_width
         self.inlet = nn.Linear(action_dim, width)
         self.place = nn.Parameter(_sinusoids(config.horizon, width))
-        self.blocks = nn.ModuleList(TransformerBlock(width) for _ in range(config.denoiser_blocks))
+        self.blocks = nn.ModuleList(
+            TransformerBlock(width, config.head_width) for _ in range(config.denoiser_blocks)
+        )
         self.outlet = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, action_dim))
 
     def norms(self) -> Sequence[tuple[nn.LayerNorm, nn.Linear]]:

@@ -12,7 +12,6 @@ from vigil.rig import Positive, Strict, read_yaml, validate
 Count = Annotated[int, Field(ge=1)]
 Objective = Literal["diffusion", "flow", "mean_flow", "streaming"]
 BackboneName = Literal["mlp", "unet", "transformer"]
-HEAD_WIDTH = 64  # of the transformer's heads; a product with fewer columns is slow
 
 
 class TrainConfig(Strict):
@@ -36,6 +35,11 @@ class TrainConfig(Strict):
     denoiser_width: Count = Field(
         512,
         description="of the MLP and the transformer; of the U-Net: channels at full length, doubled below",
+    )
+    head_width: Count = Field(
+        64,
+        description="of the transformer: columns of an attention head, all in one head if denoiser_width is less; products "
+        "with fewer columns are slow",
     )
     denoiser_blocks: Count = Field(4, description="of the U-Net: lengths of the chunk, each half of the last")
 
@@ -91,12 +95,14 @@ class TrainConfig(Strict):
                 f"the U-Net halves a chunk {self.denoiser_blocks - 1} times, and {self.horizon} steps do not allow that: "
                 "lower denoiser_blocks, or change horizon"
             )
-        if self.backbone == "transformer" and self.denoiser_width % (
-            HEAD_WIDTH if self.denoiser_width > HEAD_WIDTH else 2
-        ):
+        if self.backbone == "transformer" and self.denoiser_width % min(self.head_width, self.denoiser_width):
             raise ValueError(
-                f"a head of the transformer is {HEAD_WIDTH} wide: denoiser_width ({self.denoiser_width}) has to be a multiple of that, or a "
-                "smaller even number for a single head"
+                f"a head of the transformer is {self.head_width} wide (head_width): denoiser_width ({self.denoiser_width}) has to be a "
+                "multiple of that, or less for a single head"
+            )
+        if self.backbone == "transformer" and self.denoiser_width % 2:
+            raise ValueError(
+                f"half of the transformer's features of a step are sines: denoiser_width ({self.denoiser_width}) has to be even"
             )
         if self.objective == "streaming" and self.horizon % self.executed_steps:
             raise ValueError(
