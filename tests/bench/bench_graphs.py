@@ -3,7 +3,7 @@
     .venv/bin/python tests/bench/bench_graphs.py [--samples 32] [--threads 1] [--rounds 40] [--only unet]
 
 Weights are random, sizes are those that ship (the time does not depend on values). Variants are interleaved, so that other load on
-the machine hits them alike; ratios are of medians. Needs the extra `train`.
+the machine hits them alike; ratios are medians over rounds, with 95 % intervals by bootstrap. Needs the extra `train`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from vigil.policy.spec import EMBEDDING, NOISE_INPUT
-from vigil.policy.timing import interleaved
+from vigil.policy.timing import Timing, interleaved
 from vigil.train.backbones import BACKBONES
 from vigil.train.config import TrainConfig
 from vigil.train.export import Graph, sampler_graphs
@@ -31,6 +31,7 @@ WIDTHS = {"mlp": 512, "unet": 96, "transformer": 192}
 BLOCKS = {"mlp": 4, "unet": 3, "transformer": 4}
 SAMPLER_STEPS = {"ddim": 10, "dpm_solver": 5, "euler": 5, "midpoint": 6, "mean_flow": 1, "streaming": 1}
 LEAST = 1.3  # times as fast as torch
+RESAMPLES = 2_000  # of a bootstrap
 
 
 class Step(nn.Module):
@@ -89,7 +90,7 @@ def variants(
     noise = torch.from_numpy(rng.standard_normal((samples, net.config.horizon, DIM), np.float32))
     step = Graph(
         "step.onnx",
-        Step(net),
+        Step(net).eval(),
         {NOISE_INPUT: noise, EMBEDDING: inputs[EMBEDDING], "level": one},
         ("velocity",),
     )
@@ -106,6 +107,13 @@ def variants(
         "torch": eager,
         "calls": lambda: [single.run(None, single_feed) for _ in range(sampler.steps)],
     }
+
+
+def ratio(other: Timing, graph: Timing) -> tuple[float, float, float]:
+    """How many times as long the other takes, round by round: the median, and its 95 % interval."""
+    rounds = other.seconds / graph.seconds
+    drawn = np.random.default_rng(0).choice(rounds, (RESAMPLES, len(rounds)))
+    return float(np.median(rounds)), *np.percentile(np.median(drawn, axis=1), [2.5, 97.5])
 
 
 def chosen(only: str) -> Iterator[tuple[str, str]]:
@@ -130,7 +138,7 @@ def main() -> None:
         f"K = {args.samples}, {args.threads} threads, medians of {args.rounds} [ms]; ratios to the graph's time"
     )
     print(
-        f"{'backbone':12} {'sampler':14} {'MB':>5} {'graph':>7} {'torch':>7} {'calls':>7} {'torch/graph':>12} {'calls/graph':>12}"
+        f"{'backbone':12} {'sampler':14} {'MB':>5} {'graph':>7} {'torch':>7} {'calls':>7} {'torch/graph':>18} {'calls/graph':>18}"
     )
     slow = []
     for backbone, method in chosen(args.only):
@@ -140,15 +148,20 @@ def main() -> None:
             runs = variants(sampler, folder, args.samples, args.threads)
             timed = interleaved(runs, args.rounds)
             size = (folder / "loop.onnx").stat().st_size / 1e6
-        graph, eager, calls = (timed[name].median for name in ("graph", "torch", "calls"))
+        graph, eager, calls = (timed[name] for name in ("graph", "torch", "calls"))
+        faster, steps = ratio(eager, graph), ratio(calls, graph)
         print(
-            f"{backbone:12} {method + ' ' + str(sampler.steps):14} {size:5.1f} {graph:7.2f} {eager:7.2f} "
-            f"{calls:7.2f} {eager / graph:12.2f} {calls / graph:12.2f}",
+            f"{backbone:12} {method + ' ' + str(sampler.steps):14} {size:5.1f} {graph.median:7.2f} {eager.median:7.2f} "
+            f"{calls.median:7.2f} {_with_interval(faster):>18} {_with_interval(steps):>18}",
             flush=True,
         )
-        if eager < LEAST * graph or calls < graph:
+        if faster[0] < LEAST or steps[2] < 1.0:
             slow.append(f"{backbone} {method}")
-    print(f"below {LEAST} times torch, or slower than single calls: {', '.join(slow) or 'none'}")
+    print(f"below {LEAST} times torch, or surely slower than single calls: {', '.join(slow) or 'none'}")
+
+
+def _with_interval(found: tuple[float, float, float]) -> str:
+    return "{:.2f} ({:.2f}-{:.2f})".format(*found)
 
 
 if __name__ == "__main__":
