@@ -4,7 +4,8 @@
 
 About 8 s each. Times are from the kill to the change of authority, by the arm's own stamp of it, on the same clock; the recording
 has to show the same change (that of a killed recorder cannot: it ends before). Where the arm node itself is killed, it is measured
-for how long the joints went on, and the node that comes back has to hold.
+for how long the joints went on, and the node that comes back has to hold. `Others` is for how long another node was missed meanwhile:
+none has to be, though cameras and policy share memory (launch/dds says what for, and what keeps them apart).
 """
 
 from __future__ import annotations
@@ -51,8 +52,8 @@ def set_in_motion(client: RigClient, seed: int, rng: np.random.Generator) -> Non
     time.sleep(rng.uniform(0.0, 1.0))
 
 
-def kill(session: Session, name: str) -> tuple[int, str]:
-    """When [ns] the process was killed, and what the arm said of it once everything is back."""
+def kill(session: Session, name: str) -> tuple[int, str, float]:
+    """When [ns] the process was killed, what the arm said of it, and for how long [s] it missed another one until all were back."""
     client, before = session.client, session.status(name)
     killed = time.time_ns()
     os.kill(before.pid, signal.SIGKILL)
@@ -61,12 +62,19 @@ def kill(session: Session, name: str) -> tuple[int, str]:
         client.wait_until(lambda c: c.arm.authority_name == "HOLD", 5, "the arm holds")
         reason = client.arm.reason
     end = time.monotonic() + BACK
+    others, longest = [other for other in NODES if other not in (name, "arm")], 0.0
+    since: dict[str, float] = {}
     while session.status(name).restarts == before.restarts or not session.all_active():
         if time.monotonic() > end:
             raise VigilError(f"{name} was not started again within {BACK:g} s")
+        for other in others if name != "arm" else ():
+            if f"{other}: the node died" in client.arm.blocked_by:
+                longest = max(longest, time.monotonic() - since.setdefault(other, time.monotonic()))
+            else:
+                since.pop(other, None)
         time.sleep(0.05)
     client.wait_until(lambda c: c.arm.authority_name == "HOLD", 10, "nothing resumes by itself")
-    return killed, reason
+    return killed, reason, longest
 
 
 def moved_until(path: Path, rig: RigConfig, killed: int) -> float:
@@ -92,9 +100,9 @@ def main() -> int:
     arguments = options.parse_args()
     console, rng = Console(), np.random.default_rng(arguments.seed)
     table = Table(
-        title="kill -9 while the policy moves the arm; [ms] until HOLD (arm: until the joints stood)"
+        title="kill -9 while the policy moves the arm; in ms until HOLD (arm: until the joints stood)"
     )
-    for column in ("process", "n", "median", "most", "in the recording"):
+    for column in ("process", "n", "median", "most", "in the recording", "others"):
         table.add_column(column, justify="left" if column == "process" else "right")
     missed = 0
     with tempfile.TemporaryDirectory() as temporary:
@@ -110,12 +118,13 @@ def main() -> int:
         ):
             shown = progress.add_task("kills", total=arguments.times * len(arguments.nodes))
             for name in arguments.nodes:
-                times, seen = [], 0
+                times, seen, silent = [], 0, 0.0
                 for number in range(arguments.times):
                     seed = 98_000 + arguments.seed + 100 * NODES.index(name) + number
                     set_in_motion(session.client, seed, rng)
                     made = {s.transition for s in session.client.transitions}
-                    killed, reason = kill(session, name)
+                    killed, reason, longest = kill(session, name)
+                    silent = max(silent, longest)
                     if name != "record":
                         session.client.end_episode("failure", "killed")
                     path = max((folder / "episodes").rglob("*.mcap"), key=lambda p: p.stat().st_mtime)
@@ -137,7 +146,14 @@ def main() -> int:
                     progress.advance(shown)
                 missed += name != "record" and seen < len(times)
                 said = "-" if name == "record" else f"{seen} of {len(times)}"
-                table.add_row(name, str(len(times)), f"{np.median(times):.0f}", f"{max(times):.0f}", said)
+                table.add_row(
+                    name,
+                    str(len(times)),
+                    f"{np.median(times):.0f}",
+                    f"{max(times):.0f}",
+                    said,
+                    f"{silent * 1e3:.0f}",
+                )
         console.print(table)
     return 1 if missed else 0
 
