@@ -95,14 +95,11 @@ class TrainConfig(Strict):
                 f"the U-Net halves a chunk {self.denoiser_blocks - 1} times, and {self.horizon} steps do not allow that: "
                 "lower denoiser_blocks, or change horizon"
             )
-        if self.backbone == "transformer" and self.denoiser_width % min(self.head_width, self.denoiser_width):
+        width, head = self.denoiser_width, self.head_width
+        if self.backbone == "transformer" and (width % 2 or (width > head and width % head)):
             raise ValueError(
-                f"a head of the transformer is {self.head_width} wide (head_width): denoiser_width ({self.denoiser_width}) has to be a "
-                "multiple of that, or less for a single head"
-            )
-        if self.backbone == "transformer" and self.denoiser_width % 2:
-            raise ValueError(
-                f"half of the transformer's features of a step are sines: denoiser_width ({self.denoiser_width}) has to be even"
+                f"a head of the transformer is {head} wide (head_width): denoiser_width ({width}) has to be even and a multiple of that, or a "
+                "smaller even number for a single head"
             )
         if self.objective == "streaming" and self.horizon % self.executed_steps:
             raise ValueError(
