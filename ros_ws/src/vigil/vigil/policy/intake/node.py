@@ -45,7 +45,7 @@ class Intake:
         self._size = spec.image_shape
         self._lockstep = node.lockstep
         cameras = [rig.camera(name) for name in spec.cameras]
-        self._lock = threading.Lock()  # guards the next three
+        self._lock = threading.Lock()  # guards the next two
         self._buffer = ObservationBuffer(
             {camera.name: (camera.height, camera.width) for camera in cameras},
             spec.state_names,
@@ -55,10 +55,12 @@ class Intake:
             spec.observation_dt or spec.step_dt,
         )
         period = round(rig.policy.period * 1e9)
-        tolerance = round(0.5e9 / min(camera.rate for camera in cameras))
+        self._interval = round(1e9 / min(camera.rate for camera in cameras))
+        tolerance = self._interval // 2
         self._schedule = Aligned(period) if self._lockstep else Schedule(period, tolerance)
         self._expected: list[Frame] = []  # that came since the last wake, and may start a tick
         self._joints_awaited = False
+        self._seen = 0  # stamp of the newest frame [ns]
         self.ages = {name: Window() for name in spec.cameras}
         self._decode = MessageType(IMAGE, full_definition(IMAGE)).decode
         self._images = Inbox(node)
@@ -126,6 +128,7 @@ class Intake:
                 with self._lock:
                     frame = self._buffer.add_frame(camera, stamp, rgb, info["received_timestamp"])
                     expected = self._schedule.expects(stamp)
+                    self._seen = stamp
             except VigilError as error:
                 self._on_refused(f"image {camera}", str(error))
                 return
@@ -135,7 +138,12 @@ class Intake:
         return on_image
 
     def _on_wake(self) -> bool:
-        """All pictures that were there have been read; or something came that images were faster than."""
+        """All pictures that were there have been read, or something came in the node's inbox meanwhile.
+
+        Returns:
+            Whether to be woken by that inbox, too: by joints that images were faster than; and by all that comes before the
+            frames that may start a tick, so that there is nothing but pictures left to be read when they are there.
+        """
         if not self._node.active:
             return False
         frames, self._expected = self._expected, []
@@ -144,13 +152,18 @@ class Intake:
             self._on_early(frame)
         self._node.inbox.fetch()  # with every picture, so that few are left when one is due
         if not frames and not self._joints_awaited:
-            return False
+            return self._before_a_tick
         if self._offer():
             for frame in reversed(frames):  # from both ends
                 frame.prepared(self._size)
         with self._lock:
             self._joints_awaited = self._buffer.awaits_joints
-        return self._joints_awaited
+        return self._joints_awaited or self._before_a_tick
+
+    @property
+    def _before_a_tick(self) -> bool:
+        """Whether the next frames may start one."""
+        return not self._lockstep and self._schedule.expects(self._seen + self._interval)
 
 
 def reads(spec: BundleSpec) -> tuple:
