@@ -110,7 +110,6 @@ class CameraNode(VigilNode):
     def _advertise(self, name: str) -> None:
         frame = optical_frame(name)
         self._image = _wire_image("rgb8", 3, frame, self._config)
-        self._depth = _wire_image("16UC1", 2, frame, self._config)
         self._info = _camera_info(self._calibration)
         self._info.header.frame_id = frame
         self._image_topic = self.advertise(Image, f"{name}/color/image_raw", SENSOR)
@@ -121,6 +120,7 @@ class CameraNode(VigilNode):
                 raise VigilError(
                     f"camera {name}: driver {self._config.driver} has no depth: leave parameter `depth` off"
                 )
+            self._depth = _wire_image("16UC1", 2, frame, self._config)
             self._depth_topic = self.advertise(Image, f"{name}/aligned_depth_to_color/image_raw", SENSOR)
         self._jpeg_topic = self.advertise(CompressedImage, f"{name}/color/image_raw/compressed", SENSOR)
         self._jpeg = JpegWorker(

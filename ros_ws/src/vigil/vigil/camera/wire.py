@@ -32,7 +32,7 @@ class WireImage:
         self._before, self._size = bytearray(serialised[:before]), size
 
     def message(self, stamp: int, picture: np.ndarray) -> bytes:
-        """The message of a picture, C-contiguous, taken at ``stamp`` [ns].
+        """The message of a picture taken at ``stamp`` [ns]; one that is not C-contiguous is copied once more.
 
         Raises:
             ValueError: the picture has another size.
